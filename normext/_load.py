@@ -1,0 +1,22 @@
+"""Loads the compiled extension, which registers ``torch.ops.normext.*``; says in one sentence why it cannot."""
+
+REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps ."
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"normext extends PyTorch, and torch is not installed: pip install torch, then {REINSTALL}") from error
+
+try:
+    from normext import _C
+except ImportError as error:
+    raise ImportError(
+        f"normext's compiled extension does not load with torch {torch.__version__} ({error}): "
+        f"rebuild it for this torch with {REINSTALL}"
+    ) from error
+
+if _C.build_info["torch"] != torch.__version__:
+    raise ImportError(
+        f"normext was built for torch {_C.build_info['torch']}, and torch {torch.__version__} is installed: "
+        f"rebuild it for this torch with {REINSTALL}"
+    )

@@ -1,0 +1,94 @@
+"""The norms as functions, with the arguments of their namesakes in ``torch.nn.functional``.
+
+Each call takes one of three ways. Ordinary calls go straight into C++. While a compiler or exporter looks on, they go
+through ``torch.ops.normext``, which it can trace. Under ``torch.func`` transforms and forward-mode AD, which refuse
+derivatives written in C++, they go through :mod:`normext.transforms`.
+"""
+
+import torch
+from torch import Tensor
+
+from normext import _C, transforms
+
+__all__ = ["batch_norm", "layer_norm"]
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalizes over the last dimensions: ``(input - mean) / sqrt(var + eps) * weight + bias``.
+
+    Source: Ba, Kiros and Hinton, "Layer Normalization" (2016), with the biased variance.
+
+    Args:
+        input: ``[*, *normalized_shape]``; float64, float32, bfloat16 or float16; any strides.
+        normalized_shape: sizes of the trailing dimensions to normalize over.
+        weight: ``normalized_shape``, of input's dtype, or float32 where input is bfloat16 or float16.
+        bias: like weight, and of the same dtype.
+        eps: added to the variance.
+
+    Returns:
+        A contiguous tensor of input's shape and dtype.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.normext.layer_norm(input, normalized_shape, weight, bias, eps)
+    if transforms.active():
+        return transforms.layer_norm(input, normalized_shape, weight, bias, eps)
+    return _C.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalizes each channel: ``(input - mean) / sqrt(var + eps) * weight + bias``.
+
+    Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1, with the biased variance. In training the
+    statistics are the batch's, and ``running = (1 - momentum) * running + momentum * batch`` is updated in place, with
+    the unbiased variance; in evaluation they are the running ones.
+
+    Args:
+        input: ``[N, C, *]``; float64, float32, bfloat16 or float16; any strides. Contiguous and channels_last data is
+            read in place, other layouts are copied first.
+        running_mean: ``[C]``, updated in place in training; required in evaluation.
+        running_var: ``[C]``, likewise.
+        weight: ``[C]``, of input's dtype, or float32 where input is bfloat16 or float16.
+        bias: like weight.
+        training: whether to use, and track, the batch's statistics.
+        momentum: the weight of the batch in the running statistics.
+        eps: added to the variance.
+
+    Returns:
+        A tensor of input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: in training with a single value per channel, or if eps is out of its range.
+        RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+    """
+    if training:
+        if input.dim() >= 2 and input.numel() == input.shape[1]:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
+        if eps <= 0.0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    elif eps < 0.0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    if torch.compiler.is_compiling():
+        return torch.ops.normext.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    if transforms.active():
+        return transforms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
