@@ -1,0 +1,32 @@
+// isa.h -- which instruction set runs the kernels.
+//
+// Every kernel source is compiled once per instruction set, with NORMEXT_ISA naming it, into the namespace of that
+// name. run(op, threads) is the door: it picks the best set this machine has, or the one NORMEXT_ISA asks for.
+#pragma once
+#include <cstdint>
+
+namespace normext::cpu {
+
+enum class Isa : uint8_t { baseline, avx2, avx512 };  // ascending; baseline is SSE2 on x86-64, NEON on aarch64
+
+bool supported(Isa isa);
+Isa current_isa();
+void set_isa(Isa isa);  // requires supported(isa); meant for tests
+
+// One op on one instruction set. Instantiated by each kernel source (kernel.h), called through run().
+template <Isa isa, class Op>
+void run_on(const Op& op, int threads);
+
+// Runs an op of csrc/ops on at most `threads` threads of the OpenMP runtime in the process.
+template <class Op>
+void run(const Op& op, int threads) {
+  switch (current_isa()) {
+#if defined(__x86_64__)
+    case Isa::avx512: return run_on<Isa::avx512>(op, threads);
+    case Isa::avx2: return run_on<Isa::avx2>(op, threads);
+#endif
+    default: return run_on<Isa::baseline>(op, threads);
+  }
+}
+
+}  // namespace normext::cpu

@@ -1,0 +1,95 @@
+// simd.h -- the small vector type of the CPU kernels: kLanes floats, or as many doubles.
+//
+// Built on the compiler's vector extensions, so that + - * and fused multiply-add come by themselves on every machine;
+// intrinsics only where the compiler needs help. Compiled once per instruction set, everything in its own namespace:
+// were two sets to share an inline function, the linker would keep one, and run AVX-512 where there is none.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace normext::cpu::NORMEXT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int kLanes = kVectorBytes / sizeof(float);
+
+typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+// kLanes doubles take two registers.
+struct Doubles {
+  typedef double Half __attribute__((vector_size(kVectorBytes)));
+  Half low, high;
+
+  friend Doubles operator+(Doubles a, Doubles b) { return {a.low + b.low, a.high + b.high}; }
+  friend Doubles operator-(Doubles a, Doubles b) { return {a.low - b.low, a.high - b.high}; }
+  friend Doubles operator*(Doubles a, Doubles b) { return {a.low * b.low, a.high * b.high}; }
+  Doubles& operator+=(Doubles b) { return *this = *this + b; }
+};
+
+// The type a kernel computes in: float for float and the half types, double for double.
+template <class T>
+struct Compute {
+  using Scalar = float;
+  using Vector = Floats;
+};
+template <>
+struct Compute<double> {
+  using Scalar = double;
+  using Vector = Doubles;
+};
+template <class T>
+using Scalar = typename Compute<T>::Scalar;
+template <class T>
+using Vector = typename Compute<T>::Vector;
+
+// x - 0 and not x + 0, which would lose the sign of a negative zero
+inline Floats broadcast(float x) { return x - Floats{}; }
+inline Doubles broadcast(double x) { return {x - Doubles::Half{}, x - Doubles::Half{}}; }
+
+inline Doubles widen(Doubles x) { return x; }
+inline Doubles widen(Floats x) {
+#if defined(__AVX512F__)
+  return {_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+#else
+  typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));
+  struct {
+    HalfFloats low, high;
+  } halves;
+  memcpy(&halves, &x, sizeof x);
+  return {__builtin_convertvector(halves.low, Doubles::Half), __builtin_convertvector(halves.high, Doubles::Half)};
+#endif
+}
+
+// The sum of all lanes, in an order that is the same on every call.
+inline double sum(Doubles x) {
+  const Doubles::Half pairs = x.low + x.high;
+  double total = 0;
+  for (int lane = 0; lane < kLanes / 2; ++lane) total += pairs[lane];
+  return total;
+}
+
+// The first `count` lanes; zero in the others.
+inline Floats first_lanes(Floats x, int64_t count) {
+  Ints lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return (Floats)((Ints)x & (lane < static_cast<int32_t>(count)));
+}
+inline Doubles first_lanes(Doubles x, int64_t count) {
+  typedef int64_t Longs __attribute__((vector_size(kVectorBytes)));
+  Longs lane;
+  for (int i = 0; i < kLanes / 2; ++i) lane[i] = i;
+  return {(Doubles::Half)((Longs)x.low & (lane < count)),
+          (Doubles::Half)((Longs)x.high & (lane + kLanes / 2 < count))};
+}
+
+}  // namespace normext::cpu::NORMEXT_ISA

@@ -1,0 +1,96 @@
+// sums.h -- what the norms sum over a row or a channel, and how exactly.
+//
+// A kernel adds up to kShort vectors to a short sum (MomentSums, GradientSums) and flushes it into float64 totals.
+// So no float32 sum is ever longer than kShort terms, and its rounding stays within the last bits of a result.
+#pragma once
+#include <cmath>
+
+#include "load_store.h"
+
+namespace normext::cpu::NORMEXT_ISA {
+
+constexpr int kShort = 8;  // vectors in a short sum
+
+// ------------------------------------------------------------------------------------------------ mean and variance
+// Count, mean and the sum of squared deviations of some elements; two such merge exactly (Chan, Golub and LeVeque,
+// "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
+struct Moments {
+  double count = 0, mean = 0, m2 = 0;
+
+  Moments& operator+=(const Moments& other) {
+    if (other.count == 0) return *this;
+    if (count == 0) return *this = other;
+    const double total = count + other.count, delta = other.mean - mean;
+    mean += delta * (other.count / total);
+    m2 += other.m2 + delta * delta * (count * other.count / total);
+    count = total;
+    return *this;
+  }
+  double variance() const { return m2 / count; }
+};
+
+inline double reciprocal_std(double variance, double eps) { return 1.0 / std::sqrt(variance + eps); }
+
+// Sums of d and d^2 for d = x - shift, in one pass and all in float64: there the difference of two float32 values is
+// exact and its square does not overflow. The shift is one of the n elements, so even if it is an outlier it adds its
+// share to the variance, and the relative error of second - first^2 / n stays below n * 2^-53.
+template <class T>
+struct MomentSums {
+  static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;  // input; shift
+  Doubles first{}, second{};
+
+  void add(const Vector<T> (&in)[1], const Vector<T> (&shift)[1], int64_t count = kLanes) {
+    Doubles d = widen(in[0]) - widen(shift[0]);
+    if (count < kLanes) d = first_lanes(d, count);
+    first += d;
+    second += d * d;
+  }
+  void flush(Doubles (&sums)[2]) const {
+    sums[0] += first;
+    sums[1] += second;
+  }
+};
+
+inline Moments moments_from_sums(double count, double shift, double first, double second) {
+  const double m2 = second - first * first / count;
+  return {count, shift + first / count, m2 < 0 ? 0 : m2};  // NaN stays NaN
+}
+
+// ------------------------------------------------------------------------------------------------ gradients
+// Sums of g, g * xhat and xhat, for xhat = (x - mean) * rstd. The last would be zero, were the saved mean not rounded
+// to float32: it tells by how much, in units of the deviation, and the gradients are corrected by it. That keeps them
+// right for a mean a million times the deviation.
+template <class T>
+struct GradientSums {
+  static constexpr int kInputs = 2, kCoefficients = 2, kSums = 3;  // g, x; mean, rstd
+  Vector<T> g{}, g_xhat{}, xhat{};
+
+  void add(const Vector<T> (&in)[2], const Vector<T> (&k)[2], int64_t count = kLanes) {
+    Vector<T> normalized = (in[1] - k[0]) * k[1];
+    if (count < kLanes) normalized = first_lanes(normalized, count);
+    g = g + in[0];
+    g_xhat = g_xhat + in[0] * normalized;
+    xhat = xhat + normalized;
+  }
+  void flush(Doubles (&sums)[3]) const {
+    sums[0] += widen(g);
+    sums[1] += widen(g_xhat);
+    sums[2] += widen(xhat);
+  }
+};
+
+struct Gradients {
+  double g = 0, g_xhat = 0, xhat = 0;
+
+  Gradients& operator+=(const Gradients& other) {
+    g += other.g;
+    g_xhat += other.g_xhat;
+    xhat += other.xhat;
+    return *this;
+  }
+  // What the rounded mean is off by, times rstd, over `count` elements; and the sum of g * xhat without it.
+  double offset(double count) const { return xhat / count; }
+  double corrected(double count) const { return g_xhat - offset(count) * g; }
+};
+
+}  // namespace normext::cpu::NORMEXT_ISA
