@@ -240,7 +240,7 @@ def test_nan_and_infinity_go_where_torch_lets_them(backend: str, where: str, bad
         output = function(inputs[0], [columns], *inputs[1:])
         results.append([output, *gradients(output, inputs, tensors["grad_output"])])
     assert_same_special_values(results[0][0], results[1][0])
-    # Whether inf - inf or inf * 0 comes first depends on how a derivative's terms are grouped, not so where it happens.
+    # In a derivative, whether inf - inf or inf * 0 comes first depends on how the terms are grouped; where, does not.
     for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
         assert torch.equal(ours.isfinite(), theirs.isfinite())
 

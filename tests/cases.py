@@ -1,0 +1,102 @@
+"""Every combination of norm, mode and parameters, beside the same norm spelled in torch's elementary operations."""
+
+from dataclasses import dataclass
+
+import torch
+from inputs import AFFINE, affine_name, parameters, values
+from torch import Tensor
+
+import normext
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """LayerNorm whose derivatives of every order are torch's own."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    centered = x - x.mean(dims, keepdim=True)
+    output = centered * (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
+    output = output if weight is None else output * weight
+    return output if bias is None else output + bias
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """BatchNorm likewise. It leaves the running statistics alone."""
+
+    def per_channel(t: Tensor) -> Tensor:
+        return t.view(-1, *[1] * (x.dim() - 2))
+
+    dims = tuple(i for i in range(x.dim()) if i != 1)
+    mean = x.mean(dims) if training else running_mean
+    centered = x - per_channel(mean)
+    var = centered.square().mean(dims) if training else running_var
+    output = centered * per_channel((var + eps).rsqrt())
+    output = output if weight is None else output * per_channel(weight)
+    return output if bias is None else output + per_channel(bias)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A norm as a function of its differentiable inputs: x, then weight and bias where there are any."""
+
+    norm: str
+    affine: tuple[bool, bool]
+    training: bool = True
+
+    def __str__(self) -> str:
+        mode = {"layer_norm": [], "batch_norm": ["training" if self.training else "evaluation"]}[self.norm]
+        return "-".join([self.norm, *mode, affine_name(self.affine)])
+
+    def inputs(self, device: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+        """Fresh leaves that require gradients: x is [4, 3, 5], parameters are [3, 5] or [3]."""
+        x = values(4, 3, 5, dtype=dtype, device=device)
+        shape = x.shape[1:] if self.norm == "layer_norm" else x.shape[1:2]
+        tensors = (x, *parameters(self.affine, *shape, dtype=dtype, device=device))
+        return tuple(t.requires_grad_() for t in tensors if t is not None)
+
+    def ours(self, *inputs: Tensor) -> Tensor:
+        """The norm by normext."""
+        return self._call(normext, inputs)
+
+    def plain(self, *inputs: Tensor) -> Tensor:
+        """The norm by elementary operations."""
+        return self._call(_PLAIN, inputs)
+
+    def arguments(self, x: Tensor, *given: Tensor) -> tuple:
+        """All arguments of the functions and of the public operators, in their order, with the defaults left out."""
+        rest = iter(given)
+        weight, bias = (next(rest) if there else None for there in self.affine)
+        if self.norm == "layer_norm":
+            return x, [3, 5], weight, bias
+        return x, *self.statistics(x), weight, bias, self.training
+
+    def statistics(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Running statistics to evaluate with; none in training, where only the result differs from call to call."""
+        if self.training:
+            return None, None
+        return torch.linspace(-1, 1, 3).to(x), torch.linspace(0.5, 1.5, 3).to(x)
+
+    def _call(self, library, inputs: tuple[Tensor, ...]) -> Tensor:
+        return getattr(library, self.norm)(*self.arguments(*inputs))
+
+
+class _PLAIN:
+    layer_norm = staticmethod(layer_norm)
+    batch_norm = staticmethod(batch_norm)
+
+
+CASES = [Case("layer_norm", affine) for affine in AFFINE]
+CASES += [Case("batch_norm", affine, training) for affine in AFFINE for training in (True, False)]

@@ -1,0 +1,239 @@
+"""Derivatives of every kind and order, for every combination of norm, mode and parameters."""
+
+from collections.abc import Callable
+
+import pytest
+import reference
+import torch
+from cases import CASES, Case
+from inputs import gradients, leaves, parameters, running, values
+from reference import assert_close
+from torch import Tensor, func
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
+
+import normext
+
+cases = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+# Against finite differences
+
+
+@cases
+def test_gradcheck(device: str, case: Case) -> None:
+    assert gradcheck(
+        case.ours,
+        case.inputs(device),
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+        check_undefined_grad=True,
+    )
+
+
+@cases
+def test_gradgradcheck(device: str, case: Case) -> None:
+    assert gradgradcheck(case.ours, case.inputs(device), check_fwd_over_rev=True, check_undefined_grad=True)
+
+
+@cases
+def test_third_order(device: str, case: Case) -> None:
+    inputs = case.inputs(device)
+
+    def third(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        torch.manual_seed(1)
+        result = function(*inputs).sin()  # so that nothing is linear in the parameters
+        for _ in range(3):
+            found = torch.autograd.grad((result * torch.randn_like(result)).sum(), inputs, create_graph=True)
+            result = torch.cat([grad.flatten() for grad in found])
+        return found
+
+    torch.testing.assert_close(third(case.ours), third(case.plain))
+
+
+# torch.func. Each transform of normext's norm is the same transform of the norm in elementary operations.
+
+
+def loss(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A scalar of the function that no input enters linearly."""
+    return lambda *inputs: function(*inputs).sin().square().sum()
+
+
+def numbers(inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """The argument numbers of all inputs."""
+    return tuple(range(len(inputs)))
+
+
+def tangents(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A direction for each input, the same in every call."""
+    return tuple(torch.cos(3 * t) for t in inputs)
+
+
+def batch(inputs: tuple[Tensor, ...], dim: int = 0) -> tuple[Tensor, ...]:
+    """Two different examples of each input along ``dim``."""
+    return tuple(torch.stack([t, t.sin() + 1], dim) for t in inputs)
+
+
+def along(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The derivative of the loss in a fixed direction."""
+    return lambda *inputs: func.jvp(loss(function), inputs, tangents(inputs))[1]
+
+
+TRANSFORMS = {
+    "grad": lambda f, x: func.grad(loss(f), numbers(x))(*x),
+    "vjp": lambda f, x: func.vjp(f, *x)[1](f(*x).cos()),
+    "jvp": lambda f, x: func.jvp(f, x, tangents(x)),
+    "jacrev": lambda f, x: func.jacrev(f, numbers(x))(*x),
+    "jacfwd": lambda f, x: func.jacfwd(f, numbers(x))(*x),
+    "hessian": lambda f, x: func.hessian(loss(f), numbers(x))(*x),
+    "jacrev of jacrev": lambda f, x: func.jacrev(func.jacrev(loss(f), numbers(x)), numbers(x))(*x),
+    "jacfwd of jacfwd": lambda f, x: func.jacfwd(func.jacfwd(loss(f), numbers(x)), numbers(x))(*x),
+    "grad of grad": lambda f, x: func.grad(lambda *y: func.grad(loss(f))(*y).sin().sum(), numbers(x))(*x),
+    "jvp of grad": lambda f, x: func.jvp(func.grad(loss(f), numbers(x)), x, tangents(x)),
+    "grad of jvp": lambda f, x: func.grad(along(f), numbers(x))(*x),
+    "jvp of jvp": lambda f, x: func.jvp(along(f), x, tangents(x)),
+    "linearize": lambda f, x: func.linearize(f, *x)[1](*tangents(x)),
+    "vmap of everything": lambda f, x: func.vmap(f)(*batch(x)),
+    "vmap of the input": lambda f, x: func.vmap(f, (0, *[None] * len(x[1:])))(batch(x)[0], *x[1:]),
+    "vmap along 1 to 2": lambda f, x: func.vmap(f, 1, 2)(*batch(x, 1)),
+    "vmap along -1": lambda f, x: func.vmap(f, -1, -1)(*batch(x, -1)),
+    "vmap of vmap": lambda f, x: func.vmap(func.vmap(f, 1, 1))(*batch(batch(x, 1))),
+    "vmap of grad": lambda f, x: func.vmap(func.grad(loss(f), numbers(x)))(*batch(x)),
+    "vmap of grad, shared parameters": lambda f, x: func.vmap(
+        func.grad(loss(f), numbers(x)), (0, *[None] * len(x[1:]))
+    )(batch(x)[0], *x[1:]),
+    "vmap of jvp": lambda f, x: func.vmap(along(f))(*batch(x)),
+    "vmap of hessian": lambda f, x: func.vmap(func.hessian(loss(f)))(*batch(x)),
+    "grad of vmap": lambda f, x: func.grad(loss(func.vmap(f)), numbers(x))(*batch(x)),
+    "jvp of vmap": lambda f, x: func.jvp(func.vmap(f), batch(x), tangents(batch(x))),
+}
+
+
+@cases
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+def test_transforms(device: str, transform: Callable, case: Case) -> None:
+    inputs = tuple(t.detach() for t in case.inputs(device))
+    torch.testing.assert_close(transform(case.ours, inputs), transform(case.plain, inputs))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if any(case.affine)], ids=str)
+def test_vmap_of_parameters_only(device: str, case: Case) -> None:
+    x, *given = (t.detach() for t in case.inputs(device))
+    batched = batch(tuple(given))
+    dims = (None, *[0] * len(given))
+    torch.testing.assert_close(func.vmap(case.ours, dims)(x, *batched), func.vmap(case.plain, dims)(x, *batched))
+
+
+def test_vmap_of_running_statistics(device: str) -> None:
+    x, (mean, var) = values(4, 3, 5, device=device), running(3, device=device)
+    mean, var = torch.stack([mean, mean + 1]), torch.stack([var, var + 1])
+    one_by_one = torch.stack([normext.batch_norm(x, m, v) for m, v in zip(mean, var, strict=True)])
+    together = func.vmap(normext.batch_norm, (None, 0, 0))(x, mean, var)
+    torch.testing.assert_close(together, one_by_one)
+
+
+def test_grad_updates_running_statistics(device: str) -> None:
+    x = values(4, 3, 5, device=device)
+    stats, expected = running(3, device=device), running(3, device=device)
+    for a, b in zip(stats, expected, strict=True):
+        b.copy_(a)
+    func.grad(lambda y: normext.batch_norm(y, *stats, training=True).sin().sum())(x)
+    normext.batch_norm(x, *expected, training=True)
+    torch.testing.assert_close(stats, expected)
+
+
+def test_per_sample_gradients_of_a_module(device: str) -> None:
+    # The use torch.func was made for: gradients of each sample, through functional_call.
+    module = torch.nn.Sequential(torch.nn.Linear(6, 5), normext.LayerNorm(5), torch.nn.Linear(5, 1)).to(device)
+    weights, x = dict(module.named_parameters()), torch.randn(7, 6, device=device)
+
+    def output(weights: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return func.functional_call(module, weights, sample.unsqueeze(0)).square().sum()
+
+    per_sample = func.vmap(func.grad(output), (None, 0))(weights, x)
+    for i, sample in enumerate(x):
+        expected = torch.autograd.grad(output(weights, sample), list(weights.values()))
+        for found, wanted in zip(per_sample.values(), expected, strict=True):
+            torch.testing.assert_close(found[i], wanted)
+
+
+# What else surrounds a backward pass
+
+
+@cases
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint(device: str, use_reentrant: bool, case: Case) -> None:
+    inputs = case.inputs(device)
+    outputs = [case.ours(*inputs), checkpoint(case.ours, *inputs, use_reentrant=use_reentrant)]
+    direct, recomputed = (torch.autograd.backward(y, y.detach().cos()) or [t.grad for t in inputs] for y in outputs)
+    for found, wanted in zip(recomputed, direct, strict=True):
+        assert torch.equal(found, wanted)
+
+
+@cases
+def test_changing_the_input_before_backward_is_noticed(device: str, case: Case) -> None:
+    inputs = case.inputs(device)
+    x = inputs[0].clone()
+    output = case.ours(x, *inputs[1:])
+    if case.training or case.affine[0]:  # otherwise the gradient does not need it
+        x.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+
+@cases
+def test_inference_mode(device: str, case: Case) -> None:
+    inputs = case.inputs(device)
+    with torch.inference_mode():
+        output = case.ours(*inputs)
+    assert output.is_inference()
+    assert torch.equal(output, case.ours(*inputs))
+
+
+@pytest.fixture
+def deterministic() -> None:
+    """Deterministic algorithms, which also fill fresh tensors with NaN: nothing may be left unwritten."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_deterministic_algorithms(device: str, deterministic: None, dtype: torch.dtype) -> None:
+    x, grad_output = (values(4, 3, 70, dtype=dtype, device=device) for _ in range(2))
+    weight, bias = parameters((True, True), 70, dtype=dtype, device=device)
+    inputs = leaves(x, weight, bias)
+    expected = reference.layer_norm(x, [70], weight, bias, grad_output=grad_output)
+    output = normext.layer_norm(inputs[0], [70], *inputs[1:])
+    found = [output, *gradients(output, inputs, grad_output)]
+    wanted = [expected.output, expected.grad_input, expected.grad_weight, expected.grad_bias]
+
+    weight, bias = parameters((True, True), 3, dtype=dtype, device=device)
+    inputs = leaves(x, weight, bias)
+    expected = reference.batch_norm(x, weight=weight, bias=bias, grad_output=grad_output)
+    output = normext.batch_norm(inputs[0], None, None, *inputs[1:], training=True)
+    found += [output, *gradients(output, inputs, grad_output)]
+    wanted += [expected.output, expected.grad_input, expected.grad_weight, expected.grad_bias]
+    for actual, value in zip(found, wanted, strict=True):
+        assert_close(actual, value)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [("LayerNorm", (4, 6)), ("BatchNorm1d", (4, 6)), ("BatchNorm2d", (4, 6, 3, 3)), ("BatchNorm3d", (4, 6, 2, 2, 2))],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_autocast_gives_the_dtype_that_torch_gives(
+    device: str, dtype: torch.dtype, norm: str, shape: tuple[int, ...]
+) -> None:
+    x = values(*shape, dtype=dtype, device=device)  # as a linear layer or a convolution before it would
+    results = []
+    for library in (normext, torch.nn):
+        module = getattr(library, norm)(6 if norm != "LayerNorm" else shape[-1], device=device)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            output = module(x)
+        output.sum().backward()
+        results.append((output, module.weight.grad, module.bias.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)  # torch's own error in half precision

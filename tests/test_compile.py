@@ -1,0 +1,266 @@
+"""What compilers and exporters see: schemas, shape functions, traced graphs, whole modules."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import CASES, Case
+from inputs import channels_last, running, values
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import opcheck
+
+import normext
+
+ops = torch.ops.normext
+EPS = 1e-5
+cases = pytest.mark.parametrize("case", CASES, ids=str)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    """No graph of one test is found by another."""
+    torch.compiler.reset()
+
+
+# opcheck: schema, autograd registration, shape functions, tracing with static and dynamic shapes
+
+
+def operator_calls(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, tuple]:
+    """Each operator of the case's norm, with arguments for it."""
+    x, *_ = inputs
+    grad_output, mask = torch.ones_like(x).detach(), [True, *case.affine]
+    weight, bias = case.arguments(*inputs)[-3:-1] if case.norm == "batch_norm" else case.arguments(*inputs)[-2:]
+    if case.norm == "layer_norm":
+        with torch.no_grad():
+            _, mean, rstd = ops.layer_norm_forward(x, [3, 5], weight, bias, EPS)
+        return {
+            "layer_norm": case.arguments(*inputs),
+            "layer_norm_forward": (x, [3, 5], weight, bias, EPS),
+            "layer_norm_backward": (grad_output, x, [3, 5], mean, rstd, weight, bias, EPS, mask),
+        }
+    stats = case.statistics(x)
+    with torch.no_grad():
+        _, mean, rstd, _ = ops.batch_norm_forward(x, *stats, weight, bias, case.training, EPS)
+    return {
+        "batch_norm": case.arguments(*inputs),
+        "batch_norm_forward": (x, *stats, weight, bias, case.training, EPS),
+        "batch_norm_backward": (grad_output, x, mean, rstd, weight, bias, case.training, EPS, mask),
+    }
+
+
+@cases
+def test_opcheck(device: str, case: Case) -> None:
+    for name, arguments in operator_calls(case, case.inputs(device, torch.float32)).items():
+        opcheck(getattr(ops, name).default, arguments)
+        detached = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
+        opcheck(getattr(ops, name).default, detached, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_opcheck_of_mixed_dtypes(device: str) -> None:
+    x = values(4, 3, 5, dtype=torch.bfloat16, device=device).requires_grad_()
+    weight, channel = torch.ones(5, device=device).requires_grad_(), torch.ones(3, device=device).requires_grad_()
+    opcheck(ops.layer_norm.default, (x, [5], weight, weight))
+    opcheck(ops.batch_norm.default, (x, None, None, channel, channel, True))
+
+
+def test_opcheck_of_running_statistics(device: str) -> None:
+    mean, var = running(3, device=device)
+    opcheck(ops.batch_norm_update_stats.default, (*running(3, device=device), mean, var, 20, 0.1))
+    x = values(4, 3, 5, device=device).requires_grad_()
+    weight = torch.ones(3, device=device, requires_grad=True)
+    opcheck(ops.batch_norm.default, (x, mean, var, weight, weight, True, 0.1, EPS))
+
+
+@pytest.mark.parametrize("operator", ["layer_norm", "batch_norm"])
+def test_functional_operators_are_pure(operator: str) -> None:
+    for name in (f"{operator}_forward", f"{operator}_backward"):
+        assert not getattr(ops, name).default._schema.is_mutable
+    assert ops.batch_norm.default._schema.is_mutable  # and says so: aten's hides it (pytorch#73050)
+
+
+# Shape functions: sizes, strides, dtypes and devices as the kernels give them
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "channels_last": channels_last,
+    "permuted": lambda x: x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+    "sliced": lambda x: x[:, :, :, 1:],
+    "expanded": lambda x: x[:1].expand_as(x),
+    "empty": lambda x: x[:0],
+    "1x1": lambda x: channels_last(x[:, :, :1, :1]),
+}
+layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def assert_same_metadata(fake: object, real: object) -> None:
+    """Everything but the values."""
+    for f, r in zip(fake, real, strict=True):
+        if isinstance(r, Tensor):
+            assert (f.shape, f.dtype, f.device) == (r.shape, r.dtype, r.device)
+            steps = ([s for n, s in zip(t.shape, t.stride(), strict=True) if n > 1] for t in (f, r))
+            assert next(steps) == next(steps)
+        else:
+            assert f == r
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_fake_batch_norm(device: str, training: bool, dtype: torch.dtype, layout: Callable) -> None:
+    x = layout(values(2, 3, 4, 5, dtype=dtype, device=device))
+    channel = torch.ones(3, device=device)  # parameters and statistics
+    grad_output = torch.ones(x.shape, dtype=dtype, device=device)
+    arguments = (x, channel, channel, channel, channel, training, EPS)
+    real = ops.batch_norm_forward(*arguments)
+    backward = (grad_output, x, *real[1:3], channel, channel, training, EPS, [True, True, True])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert_same_metadata(ops.batch_norm_forward(*arguments), real)
+    real = ops.batch_norm_backward(*backward)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert_same_metadata(ops.batch_norm_backward(*backward), real)
+
+
+@layouts
+@dtypes
+def test_fake_layer_norm(device: str, dtype: torch.dtype, layout: Callable) -> None:
+    x = layout(values(2, 3, 4, 5, dtype=dtype, device=device))
+    weight = torch.ones(x.shape[2:], device=device)
+    grad_output = torch.ones(x.shape, dtype=dtype, device=device)
+    arguments = (x, weight.shape, weight, weight, EPS)
+    real = ops.layer_norm_forward(*arguments)
+    backward = (grad_output, x, weight.shape, *real[1:], weight, weight, EPS, [True, True, True])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert_same_metadata(ops.layer_norm_forward(*arguments), real)
+    real = ops.layer_norm_backward(*backward)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert_same_metadata(ops.layer_norm_backward(*backward), real)
+
+
+@cases
+def test_meta_tensors(case: Case) -> None:
+    inputs = tuple(t.detach().to("meta") for t in case.inputs("cpu"))
+    assert case.ours(*inputs).shape == (4, 3, 5)
+    assert case.ours(*inputs).is_meta
+
+
+@cases
+@pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
+def test_make_fx(device: str, tracing: str, case: Case) -> None:
+    inputs = tuple(t.detach() for t in case.inputs(device))
+
+    def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+        tensors = tuple(t.detach().requires_grad_() for t in tensors)
+        return torch.autograd.grad(case.ours(*tensors).sin().sum(), tensors)
+
+    traced = make_fx(gradient, tracing_mode=tracing)(*inputs)
+    x = torch.cat([inputs[0], inputs[0]]) if tracing == "symbolic" else inputs[0]
+    torch.testing.assert_close(traced(x, *inputs[1:]), gradient(x, *inputs[1:]))
+
+
+# torch.compile: the same numbers, buffers and gradients as without it
+
+MODULES = {
+    "LayerNorm": lambda: (normext.LayerNorm((3, 5)), [4, 3, 5]),
+    "LayerNorm without bias": lambda: (normext.LayerNorm((3, 5), bias=False), [4, 3, 5]),
+    "LayerNorm plain": lambda: (normext.LayerNorm((3, 5), elementwise_affine=False), [4, 3, 5]),
+    "BatchNorm1d": lambda: (normext.BatchNorm1d(3), [4, 3]),
+    "BatchNorm2d": lambda: (normext.BatchNorm2d(3), [4, 3, 5, 2]),
+    "BatchNorm3d": lambda: (normext.BatchNorm3d(3), [4, 3, 5, 2, 2]),
+    "BatchNorm without bias": lambda: (normext.BatchNorm1d(3, bias=False), [4, 3, 5]),
+    "BatchNorm plain": lambda: (normext.BatchNorm1d(3, affine=False), [4, 3, 5]),
+    "BatchNorm without statistics": lambda: (normext.BatchNorm1d(3, track_running_stats=False), [4, 3, 5]),
+}
+modules = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
+modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+
+
+def check_compiled(module: torch.nn.Module, shapes: list[list[int]], device: str, **options: object) -> None:
+    """Runs both on an input of each shape in turn, and compares everything after each."""
+    module = module.to(device)
+    twin = copy.deepcopy(module)
+    compiled = torch.compile(twin, fullgraph=True, **options)
+    for shape in shapes:
+        x = values(*shape, device=device)
+        inputs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        outputs = module(inputs[0]), compiled(inputs[1])
+        torch.testing.assert_close(outputs[1], outputs[0])
+        for y in outputs:
+            y.square().sin().sum().backward()
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+        torch.testing.assert_close([p.grad for p in twin.parameters()], [p.grad for p in module.parameters()])
+        torch.testing.assert_close(dict(twin.named_buffers()), dict(module.named_buffers()))
+
+
+@modules
+@modes
+def test_compile(device: str, training: bool, make: Callable) -> None:
+    module, shape = make()
+    check_compiled(module.train(training), [shape, shape], device, backend="aot_eager")
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "BatchNorm1d", "BatchNorm2d"])
+@modes
+def test_compile_once_for_every_batch(device: str, training: bool, name: str) -> None:
+    module, shape = MODULES[name]()
+    counter = CompileCounterWithBackend("aot_eager")
+    shapes = [[n, *shape[1:]] for n in (4, 7, 9)]
+    check_compiled(module.train(training), shapes, device, backend=counter, dynamic=True)
+    assert counter.frame_count == 1
+
+
+def network() -> torch.nn.Module:
+    """Both norms among other layers."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        normext.BatchNorm2d(4),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(1),
+        torch.nn.LazyLinear(8),
+        normext.LayerNorm(8),
+    )
+
+
+@modes
+def test_inductor(device: str, training: bool) -> None:
+    module = network()
+    module(torch.randn(2, 3, 6, 6))
+    check_compiled(module.train(training), [[4, 3, 6, 6], [4, 3, 6, 6]], device, backend="inductor")
+
+
+def test_inductor_keeps_channels_last(device: str) -> None:
+    module = normext.BatchNorm2d(3, device=device)
+    x = channels_last(torch.randn(2, 3, 4, 5, device=device))
+    assert torch.compile(module, fullgraph=True)(x).is_contiguous(memory_format=torch.channels_last)
+
+
+# torch.export
+
+
+@modules
+@modes
+def test_export_with_a_dynamic_batch(device: str, training: bool, make: Callable) -> None:
+    module, shape = make()
+    module = module.to(device).train(training)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(module, (values(*shape, device=device),), dynamic_shapes=({0: batch},))
+    for n in (3, 8):
+        x = values(n, *shape[1:], device=device)
+        twin = copy.deepcopy(module)
+        exported = program.module()
+        exported.load_state_dict(twin.state_dict())
+        torch.testing.assert_close(exported(x), twin(x))
+        torch.testing.assert_close(dict(exported.named_buffers()), dict(twin.named_buffers()))
+
+
+def test_export_and_compile(device: str) -> None:
+    module = network()
+    module(torch.randn(2, 3, 6, 6))
+    module = module.to(device).eval()
+    x = torch.randn(5, 3, 6, 6, device=device)
+    program = torch.export.export(module, (x,)).run_decompositions()
+    torch.testing.assert_close(program.module()(x), module(x))
