@@ -4,19 +4,18 @@ Functions (:func:`layer_norm`, :func:`batch_norm`) take the arguments of their n
 modules (:class:`LayerNorm`, :class:`BatchNorm1d`, ...) those of ``torch.nn``; the operators are ``torch.ops.normext.*``.
 """
 
-from importlib.metadata import version as _version
-
 from normext import _load  # first: it loads the extension, or says why it cannot
+from normext._version import __version__
 from normext.config import show_config
 from normext.functional import batch_norm, layer_norm
 from normext.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm
 
-__version__ = _version("normext")
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "LayerNorm",
+    "__version__",
     "batch_norm",
     "layer_norm",
     "show_config",

@@ -1,5 +1,7 @@
 """Loads the compiled extension, which registers ``torch.ops.normext.*``; says in one sentence why it cannot."""
 
+import os
+
 REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 try:
@@ -20,3 +22,6 @@ if _C.build_info["torch"] != torch.__version__:
         f"normext was built for torch {_C.build_info['torch']}, and torch {torch.__version__} is installed: "
         f"rebuild it for this torch with {REINSTALL}"
     )
+
+if _isa := os.environ.get("NORMEXT_ISA"):
+    _C.set_isa(_isa)

@@ -5,14 +5,13 @@ import platform
 import torch
 
 from normext import _C
+from normext._version import __version__
 
 __all__ = ["show_config"]
 
 
 def show_config() -> None:
     """Prints versions, instruction sets, threads, OpenMP and CUDA architectures, one a line."""
-    from normext import __version__
-
     info = _C.build_info
     lines = {
         "normext": __version__,

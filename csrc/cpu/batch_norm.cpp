@@ -154,9 +154,9 @@ void backward(const BatchNormBackward& op, int threads) {
   channels.run(reduce, finish, map);
 }
 
-template <class T, class P>
+template <class P>
 void update(const BatchNormUpdate& op) {
-  const auto *mean = static_cast<const Scalar<T>*>(op.mean), *var = static_cast<const Scalar<T>*>(op.var);
+  const auto *mean = static_cast<const Scalar<P>*>(op.mean), *var = static_cast<const Scalar<P>*>(op.var);
   P *running_mean = static_cast<P*>(op.running_mean), *running_var = static_cast<P*>(op.running_var);
   const double unbiased = static_cast<double>(op.count) / static_cast<double>(op.count - 1);
   const auto blend = [&](P* running, double batch) {
@@ -178,7 +178,7 @@ void run(const BatchNormBackward& op, int threads) {
 }
 template <>
 void run(const BatchNormUpdate& op, int) {
-  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { update<T, P>(op); });
+  with_types(op.dtype, op.dtype, [&]<class T, class P>(Type<T>, Type<P>) { update<P>(op); });
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -23,4 +23,6 @@ static Isa& choice() {
 Isa current_isa() { return choice(); }
 void set_isa(Isa isa) { choice() = isa; }
 
+int openmp_version() { return _OPENMP; }
+
 }  // namespace normext::cpu

@@ -12,6 +12,7 @@ enum class Isa : uint8_t { baseline, avx2, avx512 };  // ascending; baseline is 
 bool supported(Isa isa);
 Isa current_isa();
 void set_isa(Isa isa);  // requires supported(isa); meant for tests
+int openmp_version();   // the date of the OpenMP specification the kernels were compiled for, such as 201511
 
 // One op on one instruction set. Instantiated by each kernel source (kernel.h), called through run().
 template <Isa isa, class Op>

@@ -40,13 +40,13 @@ struct BatchNormBackward {
 };
 
 // running = (1 - momentum) * running + momentum * batch, with the unbiased variance var * count / (count - 1).
-// `dtype` is that of mean and var, `param_dtype` that of the running statistics.
+// `dtype` is that of the running statistics, either of which may be null.
 struct BatchNormUpdate {
   const void *mean, *var;
   void *running_mean, *running_var;
   int64_t channels, count;
   double momentum;
-  DType dtype, param_dtype;
+  DType dtype;
 };
 
 }  // namespace normext

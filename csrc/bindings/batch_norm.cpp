@@ -1,0 +1,372 @@
+// batch_norm.cpp -- torch's side of BatchNorm: argument checks, allocation, derivatives, running statistics.
+#include "batch_norm.h"
+
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+
+#include "double_backward.h"
+#include "ops/batch_norm.h"
+
+namespace normext {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Backward = std::tuple<Tensor, Tensor, Tensor>;
+
+// ------------------------------------------------------------------------------------------------ checks, allocation
+struct Arguments {
+  Tensor running_mean, running_var, weight, bias;
+
+  Arguments(const MaybeTensor& mean, const MaybeTensor& var, const MaybeTensor& w, const MaybeTensor& b)
+      : running_mean(or_undefined(mean)),
+        running_var(or_undefined(var)),
+        weight(or_undefined(w)),
+        bias(or_undefined(b)) {}
+};
+
+c10::SymInt channels_of(const Tensor& input) {
+  TORCH_CHECK(input.dim() >= 2, "batch_norm: expected input of at least 2 dimensions, [N, C, *], but got input of size ",
+              input.sym_sizes());
+  return input.sym_size(1);
+}
+
+void check_size(const char* name, const Tensor& parameter, const c10::SymInt& channels) {
+  if (!parameter.defined()) return;
+  TORCH_CHECK(parameter.sym_numel() == channels, name, " should contain ", channels, " elements not ",
+              parameter.sym_numel());
+}
+
+// Returns the dtype of the parameters and running statistics.
+at::ScalarType check(const Tensor& input, const Arguments& a, bool training, double eps) {
+  const auto channels = channels_of(input);
+  check_input_dtype("batch_norm", input);
+  if (training) {
+    TORCH_CHECK_VALUE(a.running_mean.defined() == a.running_var.defined(),
+                      "running_mean and running_var must either both be None or neither be None");
+    const auto sizes = input.sym_sizes();
+    TORCH_CHECK_VALUE(sizes[0] * c10::multiply_integers(sizes.slice(2)) != 1,
+                      "Expected more than 1 value per channel when training, got input size torch.Size(", sizes, ")");
+    TORCH_CHECK_VALUE(eps > 0, "batch_norm eps must be positive during training, but got ", eps);
+  } else {
+    TORCH_CHECK(a.running_mean.defined(), "running_mean must be defined in evaluation mode");
+    TORCH_CHECK(a.running_var.defined(), "running_var must be defined in evaluation mode");
+    TORCH_CHECK_VALUE(eps >= 0, "batch_norm eps must be non-negative, but got ", eps);
+  }
+  check_size("running_mean", a.running_mean, channels);
+  check_size("running_var", a.running_var, channels);
+  check_size("weight", a.weight, channels);
+  check_size("bias", a.bias, channels);
+  return check_parameters("batch_norm", input,
+                          {{"weight", a.weight},
+                           {"bias", a.bias},
+                           {"running_mean", a.running_mean},
+                           {"running_var", a.running_var}});
+}
+
+// Contiguous or channels_last as input is; contiguous where it is neither.
+at::MemoryFormat memory_format(const Tensor& input) {
+  return input.is_contiguous() ? at::MemoryFormat::Contiguous : input.suggest_memory_format();
+}
+
+Forward allocate(const Tensor& input, bool training) {
+  const auto options = input.options().dtype(statistics_type(input));
+  const auto channel_array = [&] { return at::empty_symint({input.sym_size(1)}, options); };
+  return {at::empty_like(input, {}, memory_format(input)), channel_array(), channel_array(),
+          training ? channel_array() : at::empty({0}, options)};
+}
+
+Backward allocate_gradients(const Tensor& input, at::ScalarType parameters, std::array<bool, 3> mask) {
+  const auto parameter = [&](bool wanted) {
+    return wanted ? at::empty_symint({input.sym_size(1)}, input.options().dtype(parameters)) : Tensor{};
+  };
+  return {mask[0] ? at::empty_like(input, {}, memory_format(input)) : Tensor{}, parameter(mask[1]),
+          parameter(mask[2])};
+}
+
+BatchNormShape shape_of(const Tensor& input, at::MemoryFormat format) {
+  const int64_t batch = input.size(0), channels = input.size(1);
+  return {batch, channels, input.numel() / (batch * channels), format != at::MemoryFormat::Contiguous};
+}
+
+// ------------------------------------------------------------------------------------------------ kernels and shapes
+Forward forward_meta(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                     const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps) {
+  check(input, {running_mean, running_var, weight, bias}, training, eps);
+  return allocate(input, training);
+}
+
+Forward forward_kernel(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                       const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps) {
+  Arguments a(running_mean, running_var, weight, bias);
+  const auto param_type = check(input, a, training, eps);
+  auto outputs = allocate(input, training);
+  auto& [output, mean, rstd, var] = outputs;
+  if (input.numel() == 0) {  // a batch of nothing has no statistics
+    for (const Tensor& statistic : {mean, rstd, var}) statistic.zero_();
+    return outputs;
+  }
+  const auto format = memory_format(input);
+  const Tensor data = input.contiguous(format);
+  for (Tensor* t : {&a.running_mean, &a.running_var, &a.weight, &a.bias}) *t = contiguous_or_undefined(*t);
+  BatchNormForward op{};
+  op.input = data.const_data_ptr();
+  op.weight = data_or_null(a.weight);
+  op.bias = data_or_null(a.bias);
+  op.output = output.mutable_data_ptr();
+  op.mean = mean.mutable_data_ptr();
+  op.rstd = rstd.mutable_data_ptr();
+  if (training) {
+    op.var = var.mutable_data_ptr();
+  } else {
+    op.running_mean = a.running_mean.const_data_ptr();
+    op.running_var = a.running_var.const_data_ptr();
+  }
+  op.shape = shape_of(input, format);
+  op.eps = eps;
+  op.dtype = dtype_of(input.scalar_type());
+  op.param_dtype = dtype_of(param_type);
+  run(op);
+  return outputs;
+}
+
+at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
+                              const Tensor& weight, const Tensor& bias) {
+  const auto channels = channels_of(input);
+  check_input_dtype("batch_norm_backward", input);
+  TORCH_CHECK(grad_output.sym_sizes().equals(input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(),
+              "batch_norm_backward: expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ",
+              input.scalar_type(), ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
+  const auto check_statistics = [&](const char* name, const Tensor& statistics) {
+    TORCH_CHECK(statistics.sym_numel() == channels && statistics.scalar_type() == statistics_type(input),
+                "batch_norm_backward: expected ", name, " as batch_norm_forward returns it, one ",
+                statistics_type(input), " per channel, but got ", statistics.sym_sizes(), " of ",
+                statistics.scalar_type());
+  };
+  check_statistics("mean", mean);
+  check_statistics("rstd", rstd);
+  check_size("weight", weight, channels);
+  check_size("bias", bias, channels);
+  return check_parameters("batch_norm_backward", input, {{"weight", weight}, {"bias", bias}});
+}
+
+Backward backward_meta(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
+                       const MaybeTensor& weight, const MaybeTensor& bias, bool, double, std::array<bool, 3> mask) {
+  const auto param_type =
+      check_backward(grad_output, input, mean, rstd, or_undefined(weight), or_undefined(bias));
+  return allocate_gradients(input, param_type, mask);
+}
+
+Backward backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
+                         const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training, double,
+                         std::array<bool, 3> mask) {
+  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
+  const auto param_type = check_backward(grad_output, input, mean, rstd, weight, or_undefined(maybe_bias));
+  auto gradients = allocate_gradients(input, param_type, mask);
+  auto& [grad_input, grad_weight, grad_bias] = gradients;
+  if (input.numel() == 0) {
+    if (grad_weight.defined()) grad_weight.zero_();
+    if (grad_bias.defined()) grad_bias.zero_();
+    return gradients;
+  }
+  if (!mask[0] && !mask[1] && !mask[2]) return gradients;
+  const auto format = memory_format(input);
+  const Tensor dy = grad_output.contiguous(format), x = input.contiguous(format);
+  const Tensor m = mean.contiguous(), r = rstd.contiguous();
+  BatchNormBackward op{};
+  op.grad_output = dy.const_data_ptr();
+  op.input = x.const_data_ptr();
+  op.mean = m.const_data_ptr();
+  op.rstd = r.const_data_ptr();
+  op.weight = data_or_null(weight);
+  op.grad_input = mutable_data_or_null(grad_input);
+  op.grad_weight = mutable_data_or_null(grad_weight);
+  op.grad_bias = mutable_data_or_null(grad_bias);
+  op.shape = shape_of(input, format);
+  op.training = training;
+  op.dtype = dtype_of(input.scalar_type());
+  op.param_dtype = dtype_of(param_type);
+  run(op);
+  return gradients;
+}
+
+void update_stats_kernel(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                         int64_t count, double momentum) {
+  const auto channels = mean.numel();
+  check_size("running_mean", running_mean, channels);
+  check_size("running_var", running_var, channels);
+  check_size("var", var, channels);
+  check_input_dtype("batch_norm_update_stats", running_mean);
+  check_parameters("batch_norm_update_stats", running_mean, {{"running_var", running_var}});
+  TORCH_CHECK(mean.scalar_type() == statistics_type(running_mean) && var.scalar_type() == mean.scalar_type(),
+              "batch_norm_update_stats: expected mean and var of ", statistics_type(running_mean), ", but got ",
+              mean.scalar_type(), " and ", var.scalar_type());
+  TORCH_CHECK_VALUE(count > 1, "batch_norm_update_stats: expected count of more than 1, but got ", count);
+  const Tensor m = mean.contiguous(), v = var.contiguous();
+  const Tensor rm = running_mean.contiguous(), rv = running_var.contiguous();
+  BatchNormUpdate op{};
+  op.mean = m.const_data_ptr();
+  op.var = v.const_data_ptr();
+  op.running_mean = rm.mutable_data_ptr();
+  op.running_var = rv.mutable_data_ptr();
+  op.channels = channels;
+  op.count = count;
+  op.momentum = momentum;
+  op.dtype = dtype_of(running_mean.scalar_type());
+  run(op);
+  if (!rm.is_same(running_mean)) running_mean.copy_(rm);
+  if (!rv.is_same(running_var)) running_var.copy_(rv);
+}
+
+void update_stats_meta(const Tensor&, const Tensor&, const Tensor&, const Tensor&, c10::SymInt, double) {}
+
+// ------------------------------------------------------------------------------------------------ calls through torch
+Forward call_forward(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                     const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps) {
+  static const auto op = operator_handle<decltype(forward_meta)>("normext::batch_norm_forward");
+  return op.call(input, running_mean, running_var, weight, bias, training, eps);
+}
+
+Backward call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
+                       const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps,
+                       std::array<bool, 3> mask) {
+  static const auto op = operator_handle<decltype(backward_meta)>("normext::batch_norm_backward");
+  return op.call(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
+}
+
+void call_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                       c10::SymInt count, double momentum) {
+  static const auto op = operator_handle<decltype(update_stats_meta)>("normext::batch_norm_update_stats");
+  op.call(running_mean, running_var, mean, var, std::move(count), momentum);
+}
+
+// ------------------------------------------------------------------------------------------------ derivatives
+struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const MaybeTensor& weight,
+                               const MaybeTensor& bias, const MaybeTensor& running_mean,
+                               const MaybeTensor& running_var, bool training, double eps) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, mean, rstd, var] =
+        call_forward(input, running_mean, running_var, weight, bias, training, eps);
+    ctx->save_for_backward({input, or_undefined(weight), or_undefined(bias), mean, rstd});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["training"] = training;
+    ctx->mark_non_differentiable({mean, rstd, var});
+    ctx->set_materialize_grads(false);
+    return {output, mean, rstd, var};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return variable_list(7);
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2];
+    auto [grad_input, grad_weight, grad_bias] = call_backward(
+        grads[0], input, saved[3], saved[4], or_none(weight), or_none(bias), ctx->saved_data["training"].toBool(),
+        ctx->saved_data["eps"].toDouble(), gradient_mask(ctx, weight, bias));
+    return {grad_input, grad_weight, grad_bias, {}, {}, {}, {}};
+  }
+};
+
+struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
+                               const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight,
+                               const MaybeTensor& bias, bool training, double eps, std::array<bool, 3> mask) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [grad_input, grad_weight, grad_bias] =
+        call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
+    ctx->save_for_backward({grad_output, input, mean, rstd, or_undefined(weight)});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["training"] = training;
+    ctx->set_materialize_grads(false);
+    return {grad_input, grad_weight, grad_bias};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[4];
+    std::vector<int64_t> dim = {0};
+    std::vector<c10::SymInt> channel_shape(input.dim(), 1);
+    for (int64_t d = 2; d < input.dim(); ++d) dim.push_back(d);
+    channel_shape[1] = input.sym_size(1);
+    const auto per_channel = [&](const Tensor& t) { return t.defined() ? t.view_symint(channel_shape) : t; };
+    const auto norm = ctx->saved_data["training"].toBool()
+                          ? Normalization(input, dim, ctx->saved_data["eps"].toDouble())
+                          : Normalization(input, per_channel(saved[2]), per_channel(saved[3]));
+    // Per-channel gradients broadcast as weight does.
+    const auto gradients = double_backward({grads[0], per_channel(grads[1]), per_channel(grads[2])}, grad_output, input,
+                                           per_channel(weight), norm);
+    const Tensor grad_weight =
+        gradients.weight.defined() ? gradients.weight.view_symint(weight.sym_sizes()) : Tensor{};
+    return {gradients.grad_output, gradients.input, {}, {}, grad_weight, {}, {}, {}, {}};
+  }
+};
+
+Forward forward_autograd(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                         const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps) {
+  if (!needs_autograd(input, or_undefined(weight), or_undefined(bias))) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward(input, running_mean, running_var, weight, bias, training, eps);
+  }
+  const auto outputs = BatchNormFunction::apply(input, weight, bias, running_mean, running_var, training, eps);
+  return {outputs[0], outputs[1], outputs[2], outputs[3]};
+}
+
+Backward backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
+                           const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps,
+                           std::array<bool, 3> mask) {
+  if (!needs_autograd(grad_output, input, or_undefined(weight))) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
+  }
+  const auto outputs =
+      BatchNormBackwardFunction::apply(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
+  return {outputs[0], outputs[1], outputs[2]};
+}
+
+// The buffers change: their version counters must say so, or a graph that saved them would not notice.
+void update_stats_versions(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                           c10::SymInt count, double momentum) {
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    call_update_stats(running_mean, running_var, mean, var, std::move(count), momentum);
+  }
+  torch::autograd::increment_version(running_mean);
+  torch::autograd::increment_version(running_var);
+}
+
+Tensor composite(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                 const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps) {
+  const auto [output, mean, rstd, var] =
+      call_forward(input, running_mean, running_var, weight, bias, training, eps);
+  if (training && running_mean && input.sym_numel() != 0)
+    call_update_stats(*running_mean, *running_var, mean, var, input.sym_numel() / input.sym_size(1), momentum);
+  return output;
+}
+
+}  // namespace
+
+Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                  const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps) {
+  static const auto op = operator_handle<decltype(batch_norm)>("normext::batch_norm");
+  return op.call(input, running_mean, running_var, weight, bias, training, momentum, eps);
+}
+
+TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) { m.impl("batch_norm", composite); }
+TORCH_LIBRARY_IMPL(normext, ADInplaceOrView, m) { m.impl("batch_norm_update_stats", update_stats_versions); }
+TORCH_LIBRARY_IMPL(normext, Autograd, m) {
+  m.impl("batch_norm_forward", forward_autograd);
+  m.impl("batch_norm_backward", backward_autograd);
+  m.impl("batch_norm_update_stats", torch::CppFunction::makeFallthrough());
+}
+TORCH_LIBRARY_IMPL(normext, Meta, m) {
+  m.impl("batch_norm_forward", forward_meta);
+  m.impl("batch_norm_backward", backward_meta);
+  m.impl("batch_norm_update_stats", update_stats_meta);
+}
+TORCH_LIBRARY_IMPL(normext, CPU, m) {
+  m.impl("batch_norm_forward", forward_kernel);
+  m.impl("batch_norm_backward", backward_kernel);
+  m.impl("batch_norm_update_stats", update_stats_kernel);
+}
+
+}  // namespace normext

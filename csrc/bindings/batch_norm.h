@@ -1,0 +1,10 @@
+// batch_norm.h -- normext::batch_norm called through torch's dispatcher.
+#pragma once
+#include "common.h"
+
+namespace normext {
+
+Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                  const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps);
+
+}  // namespace normext

@@ -1,0 +1,49 @@
+#include "common.h"
+
+#include <c10/util/Exception.h>
+
+namespace normext {
+
+DType dtype_of(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble: return DType::float64;
+    case at::kFloat: return DType::float32;
+    case at::kBFloat16: return DType::bfloat16;
+    case at::kHalf: return DType::float16;
+    default: TORCH_INTERNAL_ASSERT(false, "unchecked dtype ", type);
+  }
+}
+
+static bool is_half(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf; }
+
+void check_input_dtype(const char* op, const Tensor& input) {
+  const auto type = input.scalar_type();
+  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kDouble || type == at::kFloat || is_half(type), '"', op,
+                              "\" not implemented for '", type,
+                              "': expected Double, Float, BFloat16 or Half");
+}
+
+at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters) {
+  const auto input_type = input.scalar_type();
+  auto type = input_type;
+  const Parameter* first = nullptr;
+  for (const auto& parameter : parameters) {
+    const Tensor& tensor = parameter.tensor;
+    if (!tensor.defined()) continue;
+    TORCH_CHECK(tensor.device() == input.device(), op, ": expected ", parameter.name,
+                " to be on the same device as input, ", input.device(), ", but got ", tensor.device());
+    if (!first) {
+      first = &parameter;
+      type = tensor.scalar_type();
+      const bool fits = type == input_type || (is_half(input_type) && type == at::kFloat);
+      TORCH_CHECK(fits, op, ": mixed dtype: expect parameter to have scalar type of ", input_type,
+                  is_half(input_type) ? " or Float" : "", " for an input of ", input_type, ", but got ",
+                  parameter.name, " of ", type);
+    }
+    TORCH_CHECK(tensor.scalar_type() == type, op, ": mixed dtype: all parameters must share same datatype, but got ",
+                first->name, " of ", type, " and ", parameter.name, " of ", tensor.scalar_type());
+  }
+  return type;
+}
+
+}  // namespace normext

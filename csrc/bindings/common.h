@@ -1,0 +1,75 @@
+// common.h -- what the bindings of every norm share. This folder is the only one that knows torch.
+#pragma once
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <optional>
+
+#include "cpu/isa.h"
+#include "ops/types.h"
+
+namespace normext {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+inline Tensor or_undefined(const MaybeTensor& tensor) { return tensor.value_or(Tensor{}); }
+inline MaybeTensor or_none(const Tensor& tensor) { return tensor.defined() ? MaybeTensor(tensor) : std::nullopt; }
+
+// Statistics are kept in float64 for float64 inputs, in float32 for all others.
+inline at::ScalarType statistics_type(const Tensor& input) {
+  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+DType dtype_of(at::ScalarType type);
+
+// Throws what torch throws for a dtype that `op` does not take.
+void check_input_dtype(const char* op, const Tensor& input);
+
+struct Parameter {
+  const char* name;
+  const Tensor& tensor;  // may be undefined
+};
+
+// Parameters share a device with the input and a dtype with each other: the input's, or float32 for a half input.
+// Returns that dtype; the input's where there is no parameter.
+at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters);
+
+inline const void* data_or_null(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+inline void* mutable_data_or_null(const Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+}
+inline Tensor contiguous_or_undefined(const Tensor& tensor) { return tensor.defined() ? tensor.contiguous() : tensor; }
+
+// Runs an op of csrc/ops on the device its tensors are on.
+template <class Op>
+void run(const Op& op) {
+  cpu::run(op, at::in_parallel_region() ? 1 : at::get_num_threads());
+}
+
+// torch.ops.normext.<name>, called through torch's dispatcher; Signature is the C++ type of its kernels.
+template <class Signature>
+c10::TypedOperatorHandle<Signature> operator_handle(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// Which of grad_input, grad_weight and grad_bias an autograd function has to compute, whose first tensor arguments are
+// input, weight and bias. Its edges are counted over the tensors that were there.
+inline std::array<bool, 3> gradient_mask(torch::autograd::AutogradContext* ctx, const Tensor& weight,
+                                         const Tensor& bias) {
+  return {ctx->needs_input_grad(0), weight.defined() && ctx->needs_input_grad(1),
+          bias.defined() && ctx->needs_input_grad(weight.defined() ? 2 : 1)};
+}
+
+// Whether calling an op on these tensors must record a derivative. Forward-mode tangents count, so that they meet
+// autograd's own error instead of being dropped.
+template <class... Tensors>
+bool needs_autograd(const Tensors&... tensors) {
+  const auto tangent = [](const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); };
+  return (at::GradMode::is_enabled() && ((tensors.defined() && tensors.requires_grad()) || ...)) ||
+         (tangent(tensors) || ...);
+}
+
+}  // namespace normext

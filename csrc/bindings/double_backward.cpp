@@ -1,0 +1,63 @@
+#include "double_backward.h"
+
+#include <ATen/OpMathType.h>
+
+namespace normext {
+
+static Tensor wide(const Tensor& tensor) { return tensor.to(at::toOpMathType(tensor.scalar_type())); }
+
+Normalization::Normalization(const Tensor& input, at::IntArrayRef dim, double eps) : dim_(dim.vec()) {
+  const Tensor centered = wide(input) - mean(wide(input));
+  rstd_ = (mean(centered * centered) + eps).rsqrt();
+  normalized_ = centered * rstd_;
+}
+
+Normalization::Normalization(const Tensor& input, const Tensor& mean, const Tensor& rstd)
+    : rstd_(rstd), normalized_((wide(input) - mean) * rstd) {}
+
+Tensor Normalization::project(const Tensor& v) const { return v - mean(v) - normalized_ * mean(v * normalized_); }
+
+Tensor Normalization::jacobian(const Tensor& v) const { return rstd_ * (fixed() ? v : project(v)); }
+
+Tensor Normalization::second_derivative(const Tensor& a, const Tensor& b) const {
+  if (fixed()) return {};
+  const Tensor pa = project(a), pb = project(b);
+  return -rstd_ * rstd_ * (normalized_ * mean(a * pb) + mean(b * normalized_) * pa + mean(a * normalized_) * pb);
+}
+
+DoubleBackward double_backward(const std::array<Tensor, 3>& grads, const Tensor& grad_output, const Tensor& input,
+                               const Tensor& weight, const Normalization& norm) {
+  Tensor to_output, to_input, to_weight;
+  const auto accumulate = [](Tensor& total, const Tensor& term) {
+    if (term.defined()) total = total.defined() ? total + term : term;
+  };
+  const Tensor dy = wide(grad_output);
+  const auto weighted = [&](const Tensor& v) { return weight.defined() ? v * weight : v; };
+
+  if (grads[0].defined()) {
+    const Tensor gg = wide(grads[0]), j = norm.jacobian(gg);
+    accumulate(to_output, weighted(j));
+    accumulate(to_input, norm.second_derivative(gg, weighted(dy)));
+    if (weight.defined()) accumulate(to_weight, (dy * j).sum_to_size_symint(weight.sym_sizes()));
+  }
+  if (grads[1].defined()) {
+    const Tensor gg = wide(grads[1]);
+    accumulate(to_output, gg * norm.normalized());
+    accumulate(to_input, norm.jacobian(gg * dy));
+  }
+  if (grads[2].defined()) accumulate(to_output, wide(grads[2]).expand_symint(grad_output.sym_sizes()));
+
+  const auto like = [](const Tensor& gradient, const Tensor& original) {
+    return gradient.defined() ? gradient.to(original.scalar_type()) : gradient;
+  };
+  return {like(to_output, grad_output), like(to_input, input), like(to_weight, weight)};
+}
+
+static Tensor second_derivative(const Tensor& input, const Tensor& a, const Tensor& b, at::IntArrayRef dim,
+                                double eps) {
+  return Normalization(input, dim, eps).second_derivative(wide(a), wide(b)).to(input.scalar_type());
+}
+
+TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) { m.impl("second_derivative", second_derivative); }
+
+}  // namespace normext

@@ -1,0 +1,291 @@
+// layer_norm.cpp -- torch's side of LayerNorm: argument checks, allocation, derivatives, autocast.
+#include "layer_norm.h"
+
+#include <ATen/autocast_mode.h>
+
+#include <numeric>
+
+#include "double_backward.h"
+#include "ops/layer_norm.h"
+
+namespace normext {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Forward = std::tuple<Tensor, Tensor, Tensor>;
+using Backward = std::tuple<Tensor, Tensor, Tensor>;
+
+// ------------------------------------------------------------------------------------------------ checks, allocation
+void check_shapes(const Tensor& input, c10::SymIntArrayRef normalized_shape, const Tensor& weight,
+                  const Tensor& bias) {
+  TORCH_CHECK(!normalized_shape.empty(), "Expected normalized_shape to be at least 1-dimensional, i.e., containing at ",
+              "least one element, but got normalized_shape = ", normalized_shape);
+  const auto check_parameter = [&](const char* name, const Tensor& parameter) {
+    TORCH_CHECK(!parameter.defined() || parameter.sym_sizes().equals(normalized_shape), "Expected ", name,
+                " to be of same shape as normalized_shape, but got ", name, " of shape ", parameter.sym_sizes(),
+                " and normalized_shape = ", normalized_shape);
+  };
+  check_parameter("weight", weight);
+  check_parameter("bias", bias);
+
+  const auto sizes = input.sym_sizes();
+  const bool fits = sizes.size() >= normalized_shape.size() &&
+                    sizes.slice(sizes.size() - normalized_shape.size()).equals(normalized_shape);
+  if (fits) return;
+  std::ostringstream expected;
+  for (const auto& size : normalized_shape) expected << ", " << size;
+  TORCH_CHECK(false, "Given normalized_shape=", normalized_shape, ", expected input with shape [*", expected.str(),
+              "], but got input of size", sizes);
+}
+
+// Returns the parameters' dtype.
+at::ScalarType check(const Tensor& input, c10::SymIntArrayRef normalized_shape, const Tensor& weight,
+                     const Tensor& bias) {
+  check_shapes(input, normalized_shape, weight, bias);
+  check_input_dtype("layer_norm", input);
+  return check_parameters("layer_norm", input, {{"weight", weight}, {"bias", bias}});
+}
+
+// output like input, contiguous; mean and rstd of shape [*, 1, ...].
+Forward allocate(const Tensor& input, c10::SymIntArrayRef normalized_shape) {
+  c10::SymDimVector statistics(input.sym_sizes());
+  std::fill(statistics.end() - static_cast<int64_t>(normalized_shape.size()), statistics.end(), 1);
+  const auto options = input.options().dtype(statistics_type(input));
+  return {at::empty_like(input, {}, at::MemoryFormat::Contiguous), at::empty_symint(statistics, options),
+          at::empty_symint(statistics, options)};
+}
+
+Backward allocate_gradients(const Tensor& input, c10::SymIntArrayRef normalized_shape, at::ScalarType parameters,
+                            std::array<bool, 3> mask) {
+  const auto parameter = [&](bool wanted) {
+    return wanted ? at::empty_symint(normalized_shape, input.options().dtype(parameters)) : Tensor{};
+  };
+  return {mask[0] ? at::empty_like(input, {}, at::MemoryFormat::Contiguous) : Tensor{}, parameter(mask[1]),
+          parameter(mask[2])};
+}
+
+// ------------------------------------------------------------------------------------------------ kernels and shapes
+Forward forward_meta(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                     const MaybeTensor& bias, double) {
+  check(input, normalized_shape, or_undefined(weight), or_undefined(bias));
+  return allocate(input, normalized_shape);
+}
+
+Forward forward_kernel(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& maybe_weight,
+                       const MaybeTensor& maybe_bias, double eps) {
+  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
+  const Tensor bias = contiguous_or_undefined(or_undefined(maybe_bias));
+  const auto param_type = check(input, normalized_shape, weight, bias);
+  auto outputs = allocate(input, normalized_shape);
+  auto& [output, mean, rstd] = outputs;
+  if (input.numel() == 0) {  // rows of no elements have statistics all the same: torch's
+    mean.zero_();
+    rstd.fill_(std::numeric_limits<double>::quiet_NaN());
+    return outputs;
+  }
+  const Tensor data = input.contiguous();
+  LayerNormForward op{};
+  op.input = data.const_data_ptr();
+  op.weight = data_or_null(weight);
+  op.bias = data_or_null(bias);
+  op.output = output.mutable_data_ptr();
+  op.mean = mean.mutable_data_ptr();
+  op.rstd = rstd.mutable_data_ptr();
+  op.rows = mean.numel();
+  op.columns = input.numel() / op.rows;
+  op.eps = eps;
+  op.dtype = dtype_of(input.scalar_type());
+  op.param_dtype = dtype_of(param_type);
+  run(op);
+  return outputs;
+}
+
+void check_gradient(const Tensor& grad_output, const Tensor& input) {
+  TORCH_CHECK(grad_output.sym_sizes().equals(input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(),
+              "layer_norm_backward: expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ",
+              input.scalar_type(), ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
+}
+
+void check_statistics(const Tensor& statistics, const char* name, const Tensor& input,
+                      c10::SymIntArrayRef normalized_shape) {
+  const auto leading = input.sym_sizes().slice(0, input.dim() - normalized_shape.size());
+  TORCH_CHECK(statistics.sym_numel() == c10::multiply_integers(leading) &&
+                  statistics.scalar_type() == statistics_type(input),
+              "layer_norm_backward: expected ", name, " as layer_norm_forward returns it, one ",
+              statistics_type(input), " per row, but got ", statistics.sym_sizes(), " of ", statistics.scalar_type());
+}
+
+at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                       const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias) {
+  const auto param_type = check(input, normalized_shape, weight, bias);
+  check_gradient(grad_output, input);
+  check_statistics(mean, "mean", input, normalized_shape);
+  check_statistics(rstd, "rstd", input, normalized_shape);
+  return param_type;
+}
+
+Backward backward_meta(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                       const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
+                       double, std::array<bool, 3> mask) {
+  const auto param_type = check_backward(grad_output, input, normalized_shape, mean, rstd, or_undefined(weight),
+                                      or_undefined(bias));
+  return allocate_gradients(input, normalized_shape, param_type, mask);
+}
+
+Backward backward_kernel(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                         const Tensor& mean, const Tensor& rstd, const MaybeTensor& maybe_weight,
+                         const MaybeTensor& maybe_bias, double, std::array<bool, 3> mask) {
+  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight)), bias = or_undefined(maybe_bias);
+  const auto param_type = check_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
+  auto gradients = allocate_gradients(input, normalized_shape, param_type, mask);
+  auto& [grad_input, grad_weight, grad_bias] = gradients;
+  if (input.numel() == 0) {
+    if (grad_weight.defined()) grad_weight.zero_();
+    if (grad_bias.defined()) grad_bias.zero_();
+    return gradients;
+  }
+  if (!mask[0] && !mask[1] && !mask[2]) return gradients;
+  const Tensor dy = grad_output.contiguous(), x = input.contiguous(), m = mean.contiguous(), r = rstd.contiguous();
+  LayerNormBackward op{};
+  op.grad_output = dy.const_data_ptr();
+  op.input = x.const_data_ptr();
+  op.mean = m.const_data_ptr();
+  op.rstd = r.const_data_ptr();
+  op.weight = data_or_null(weight);
+  op.grad_input = mutable_data_or_null(grad_input);
+  op.grad_weight = mutable_data_or_null(grad_weight);
+  op.grad_bias = mutable_data_or_null(grad_bias);
+  op.rows = mean.numel();
+  op.columns = input.numel() / op.rows;
+  op.dtype = dtype_of(input.scalar_type());
+  op.param_dtype = dtype_of(param_type);
+  run(op);
+  return gradients;
+}
+
+// ------------------------------------------------------------------------------------------------ calls through torch
+Forward call_forward(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                     const MaybeTensor& bias, double eps) {
+  static const auto op = operator_handle<decltype(forward_meta)>("normext::layer_norm_forward");
+  return op.call(input, normalized_shape, weight, bias, eps);
+}
+
+Backward call_backward(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                       const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
+                       double eps, std::array<bool, 3> mask) {
+  static const auto op = operator_handle<decltype(backward_meta)>("normext::layer_norm_backward");
+  return op.call(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
+}
+
+// ------------------------------------------------------------------------------------------------ derivatives
+struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const MaybeTensor& weight,
+                               const MaybeTensor& bias, c10::SymIntArrayRef normalized_shape, double eps) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, mean, rstd] = call_forward(input, normalized_shape, weight, bias, eps);
+    ctx->save_for_backward({input, or_undefined(weight), or_undefined(bias), mean, rstd});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["normalized_dims"] = static_cast<int64_t>(normalized_shape.size());
+    ctx->mark_non_differentiable({mean, rstd});
+    ctx->set_materialize_grads(false);
+    return {output, mean, rstd};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return variable_list(5);
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2];
+    const auto normalized_shape = input.sym_sizes().slice(input.dim() - ctx->saved_data["normalized_dims"].toInt());
+    auto [grad_input, grad_weight, grad_bias] =
+        call_backward(grads[0], input, normalized_shape, saved[3], saved[4], or_none(weight), or_none(bias),
+                      ctx->saved_data["eps"].toDouble(), gradient_mask(ctx, weight, bias));
+    return {grad_input, grad_weight, grad_bias, {}, {}};
+  }
+};
+
+struct LayerNormBackwardFunction : torch::autograd::Function<LayerNormBackwardFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
+                               c10::SymIntArrayRef normalized_shape, const Tensor& mean, const Tensor& rstd,
+                               const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                               std::array<bool, 3> mask) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [grad_input, grad_weight, grad_bias] =
+        call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
+    ctx->save_for_backward({grad_output, input, or_undefined(weight)});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["normalized_dims"] = static_cast<int64_t>(normalized_shape.size());
+    ctx->set_materialize_grads(false);
+    return {grad_input, grad_weight, grad_bias};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[2];
+    std::vector<int64_t> dim(ctx->saved_data["normalized_dims"].toInt());
+    std::iota(dim.begin(), dim.end(), input.dim() - static_cast<int64_t>(dim.size()));
+    const Normalization norm(input, dim, ctx->saved_data["eps"].toDouble());
+    const auto gradients = double_backward({grads[0], grads[1], grads[2]}, grad_output, input, weight, norm);
+    return {gradients.grad_output, gradients.input, {}, {}, {}, gradients.weight, {}, {}, {}};
+  }
+};
+
+Forward forward_autograd(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                         const MaybeTensor& bias, double eps) {
+  if (!needs_autograd(input, or_undefined(weight), or_undefined(bias))) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward(input, normalized_shape, weight, bias, eps);
+  }
+  const auto outputs = LayerNormFunction::apply(input, weight, bias, normalized_shape, eps);
+  return {outputs[0], outputs[1], outputs[2]};
+}
+
+Backward backward_autograd(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                           const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
+                           double eps, std::array<bool, 3> mask) {
+  if (!needs_autograd(grad_output, input, or_undefined(weight))) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
+  }
+  const auto outputs = LayerNormBackwardFunction::apply(grad_output, input, normalized_shape, mean, rstd, weight, bias,
+                                                        eps, mask);
+  return {outputs[0], outputs[1], outputs[2]};
+}
+
+Tensor composite(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                 const MaybeTensor& bias, double eps) {
+  return std::get<0>(call_forward(input, normalized_shape, weight, bias, eps));
+}
+
+// torch runs layer_norm in float32 under CUDA's autocast.
+Tensor autocast_cuda(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                     const MaybeTensor& bias, double eps) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCUDA);
+  const auto cast = [](const auto& t) { return at::autocast::cached_cast(at::kFloat, t, at::kCUDA); };
+  return layer_norm(cast(input), normalized_shape, cast(weight), cast(bias), eps);
+}
+
+}  // namespace
+
+Tensor layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                  const MaybeTensor& bias, double eps) {
+  static const auto op = operator_handle<decltype(layer_norm)>("normext::layer_norm");
+  return op.call(input, normalized_shape, weight, bias, eps);
+}
+
+TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) { m.impl("layer_norm", composite); }
+TORCH_LIBRARY_IMPL(normext, AutocastCUDA, m) { m.impl("layer_norm", autocast_cuda); }
+TORCH_LIBRARY_IMPL(normext, Autograd, m) {
+  m.impl("layer_norm_forward", forward_autograd);
+  m.impl("layer_norm_backward", backward_autograd);
+}
+TORCH_LIBRARY_IMPL(normext, Meta, m) {
+  m.impl("layer_norm_forward", forward_meta);
+  m.impl("layer_norm_backward", backward_meta);
+}
+TORCH_LIBRARY_IMPL(normext, CPU, m) {
+  m.impl("layer_norm_forward", forward_kernel);
+  m.impl("layer_norm_backward", backward_kernel);
+}
+
+}  // namespace normext

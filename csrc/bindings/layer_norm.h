@@ -1,0 +1,10 @@
+// layer_norm.h -- normext::layer_norm called through torch's dispatcher.
+#pragma once
+#include "common.h"
+
+namespace normext {
+
+Tensor layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                  const MaybeTensor& bias, double eps);
+
+}  // namespace normext
