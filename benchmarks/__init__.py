@@ -1,0 +1,13 @@
+"""``python -m benchmarks``: how fast normext is, beside every other implementation installed here.
+
+__main__.py     the arguments
+run.py          the run: builds each case's contenders, times them, reports
+cases.py        what is measured: shapes, dtypes, layouts, directions, and the bytes each must move
+peers.py        who is measured: normext, torch eager, torch.compile, and what else is installed
+timing.py       how, on the CPU; timing_cuda.py: how, on a GPU
+overhead.py     the cost of a call, on tensors too small to count
+results.py      what was found: medians, ratios, geometric means
+machine.py      where: processor, versions, commit
+report.py       the tables and the JSON
+plots.py        the plots
+"""

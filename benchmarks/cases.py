@@ -1,0 +1,172 @@
+"""What is measured: the shapes people use, in each dtype, layout and direction, and the bytes each must move."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EPS, MOMENTUM = 1e-5, 0.1
+
+# forward and backward are the two halves of a training step, both is the step; evaluation is a forward without
+# gradients that uses BatchNorm's running statistics. (LayerNorm computes the same in training and evaluation.)
+TRAINING = ("forward", "backward", "both")
+ALL = (*TRAINING, "evaluation")
+SWEEP = ("forward", "backward")
+
+# channels and side of every BatchNorm's input in ResNet-50, for images of 224x224
+RESNET50 = ((64, 112), (64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One norm over one tensor, in several directions.
+
+    Attributes:
+        norm: ``layer_norm`` or ``batch_norm``.
+        group: what kind of shape this is; plots and sections of the table go by it.
+        shape: the input's.
+        dtype: the input's.
+        normalized: LayerNorm normalizes over this many trailing dimensions.
+        channels_last: the input's memory format.
+        directions: those that are timed.
+        quick: part of the quick run.
+        compiled: torch.compile takes part in the quick run too. It compiles for seconds, so few cases of it do.
+
+    """
+
+    norm: str
+    group: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    normalized: int = 1
+    channels_last: bool = False
+    directions: tuple[str, ...] = TRAINING
+    quick: bool = False
+    compiled: bool = False
+
+    @property
+    def label(self) -> str:
+        """The shape; LayerNorm's normalized dimensions stand in brackets."""
+        sizes = [str(size) for size in self.shape]
+        if self.norm == "batch_norm":
+            return "x".join(sizes)
+        return "x".join([*sizes[: -self.normalized], f"[{'x'.join(sizes[-self.normalized :])}]"])
+
+    @property
+    def layout(self) -> str:
+        """``contiguous`` or ``channels_last``."""
+        return "channels_last" if self.channels_last else "contiguous"
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype without ``torch.``."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def name(self, direction: str) -> str:
+        """What ``--filter`` is matched against."""
+        return f"{self.norm} {self.group} {self.label} {self.layout} {self.dtype_name} {direction}"
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        """The shape of weight and bias."""
+        return self.shape[-self.normalized :] if self.norm == "layer_norm" else self.shape[1:2]
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        """The dtype of weight and bias: what a half-precision transformer and mixed-precision training use."""
+        return self.dtype if self.norm == "layer_norm" else torch.float32
+
+    def least_bytes(self, direction: str) -> int:
+        """The bytes that any implementation must move to and from memory, however clever: the floor of the case.
+
+        Forward reads input, weight and bias and writes output. Backward reads input, grad_output and weight and
+        writes three gradients. Each is counted once: what is read again (BatchNorm's second pass over an input that
+        outgrows the cache), fetched only to be overwritten, or saved for backward (statistics) is left out.
+        """
+        tensor = math.prod(self.shape) * self.dtype.itemsize
+        parameter = math.prod(self.parameter_shape) * self.parameter_dtype.itemsize
+        touched = {"forward": 2, "evaluation": 2, "backward": 3, "both": 5}[direction]
+        return touched * (tensor + parameter)
+
+    def leaves(self, device: str, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Input, weight and bias, and whether gradients of them are wanted."""
+        generator = torch.Generator(device).manual_seed(0)
+        x = torch.randn(self.shape, device=device, generator=generator).to(self.dtype)
+        if self.channels_last:
+            x = x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+        weight, bias = (
+            torch.randn(self.parameter_shape, device=device, generator=generator).to(self.parameter_dtype)
+            for _ in range(2)
+        )
+        return x.requires_grad_(gradients), weight.requires_grad_(gradients), bias.requires_grad_(gradients)
+
+    def arguments(self, leaves: tuple[Tensor, Tensor, Tensor], training: bool) -> tuple[object, ...]:
+        """What ``torch.nn.functional``'s function takes. Each call returns new running statistics: they are updated."""
+        x, weight, bias = leaves
+        if self.norm == "layer_norm":
+            return x, list(self.parameter_shape), weight, bias, EPS
+        running_mean = torch.zeros(self.parameter_shape, device=x.device)
+        running_var = torch.ones(self.parameter_shape, device=x.device)
+        return x, running_mean, running_var, weight, bias, training, MOMENTUM, EPS
+
+
+def _layer_norm(device: str) -> Iterator[Case]:
+    def case(group: str, *shape: int, **options: object) -> Case:
+        return Case("layer_norm", group, shape, **options)  # type: ignore[arg-type]
+
+    # batch x tokens x width of BERT-base, BERT-large, GPT-2 XL, and of models of 7, 13, 70 and 175 billion parameters
+    yield case("transformer", 8, 512, 768, quick=True, compiled=True)
+    yield case("transformer", 8, 512, 1024)
+    yield case("transformer", 4, 1024, 1600)
+    yield case("transformer", 2, 1024, 4096, quick=True)
+    yield case("transformer", 1, 2048, 5120)
+    yield case("transformer", 1, 2048, 8192)
+    yield case("transformer", 1, 2048, 12288)
+    yield case("transformer", 1, 1024, 16384, quick=True)
+    for row in (64, 256, 1024, 4096, 16384, 65536, 262144):  # a GPU's L2 must not hold the tensors: 32 times the rows
+        quick = row in (64, 1024, 16384, 262144)
+        yield case("row length", (2**22 if device == "cpu" else 2**27) // row, row, directions=SWEEP, quick=quick)
+    yield case("images", 32, 3, 224, 224, normalized=3, quick=True)
+    yield case("images", 32, 3, 224, 224, normalized=2)
+    yield case("few rows", 1, 150000, quick=True)
+    yield case("few rows", 2, 65536)
+    yield case("few rows", 67, 123479)
+    yield case("odd", 4005, 4005)
+    yield case("odd", 6000, 333)
+    yield case("tiny", 4, 64, quick=True, compiled=True)
+    yield case("tiny", 2, 10, 64)
+
+
+def _batch_norm(device: str) -> Iterator[Case]:
+    def case(group: str, *shape: int, **options: object) -> Case:
+        return Case("batch_norm", group, shape, **{"directions": ALL, **options})  # type: ignore[arg-type]
+
+    for channels_last in (False, True):
+        for channels, side in RESNET50:
+            quick = (channels, side) in ((64, 56), (1024, 14), (2048, 7))
+            compiled = (channels, side) == (64, 56)
+            yield case(
+                "ResNet-50", 32, channels, side, side, channels_last=channels_last, quick=quick, compiled=compiled
+            )
+        for channels, side in ((2, 256), (8, 128), (32, 64), (128, 32), (512, 16), (2048, 8)):  # all of one size
+            batch = 32 if device == "cpu" else 512
+            quick = channels in (8, 128, 2048) and not channels_last
+            yield case(
+                "channel count", batch, channels, side, side, channels_last=channels_last, directions=SWEEP, quick=quick
+            )
+        yield case("images", 32, 3, 224, 224, channels_last=channels_last, quick=not channels_last)
+        yield case("3-d", 4, 32, 16, 56, 56, channels_last=channels_last)
+        yield case("odd", 16, 65, 7, 7, channels_last=channels_last)
+    yield case("1-d", 6000, 300, quick=True)
+    yield case("1-d", 256, 1024)
+    yield case("1-d", 65536, 1024)
+    yield case("1-d", 32, 512, 128)
+    yield case("tiny", 4, 64)
+    yield case("tiny", 2, 8, 4, 4, quick=True, compiled=True)
+
+
+def cases(device: str) -> list[Case]:
+    """Every shape, in float32."""
+    return [*_layer_norm(device), *_batch_norm(device)]

@@ -1,0 +1,134 @@
+"""The run: builds each case's contenders, times them beside a copy of as many bytes, and reports."""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch._dynamo
+import torch._functorch.config
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from benchmarks import cases, machine, overhead, plots, report, timing, timing_cuda
+from benchmarks.cases import Case
+from benchmarks.peers import COMPILE, EAGER, NORMEXT, Norm, installed
+from benchmarks.results import COPY, Result
+from benchmarks.timing import Call, Samples
+
+
+def select(arguments: argparse.Namespace) -> list[Case]:
+    """The cases that the arguments ask for, each with the directions they ask for."""
+    selected = []
+    for shape in cases.cases(arguments.device):
+        for dtype in arguments.dtype:
+            case = dataclasses.replace(shape, dtype=getattr(torch, dtype), compiled=shape.compiled or arguments.full)
+            directions = tuple(
+                direction
+                for direction in case.directions
+                if arguments.filter is None or arguments.filter.search(case.name(direction))
+            )
+            if directions and (case.quick or arguments.full):
+                selected.append(dataclasses.replace(case, directions=directions))
+    return selected
+
+
+def copy(size: int, device: str) -> Call:
+    """A copy that moves `size` bytes: it reads half of them and writes half."""
+    source = torch.ones(max(1, size // 2 // 4), device=device)
+    return partial(torch.empty_like(source).copy_, source)
+
+
+def contender(norm: Norm, direction: str, arguments: tuple[object, ...], leaves: tuple[Tensor, ...]) -> Call:
+    """A call that does what the direction says, and has done it once: a compiler has compiled, errors have come up."""
+    forward: Call = partial(norm, *arguments)
+    output = norm(*arguments)
+    if direction in ("forward", "evaluation"):
+        return forward
+    grad_output = torch.randn_like(output)
+    if direction == "backward":
+        call: Call = partial(torch.autograd.grad, output, leaves, grad_output, retain_graph=True)
+    else:
+        call = lambda: torch.autograd.grad(norm(*arguments), leaves, grad_output)  # noqa: E731
+    call()
+    return call
+
+
+def measure(case: Case, peers: dict[str, dict[str, Norm]], device: str) -> Iterator[Result]:
+    """Times all contenders of a case, on the same tensors, in one direction after the other."""
+    interleaved = timing_cuda.interleaved if device == "cuda" else timing.interleaved
+    torch._dynamo.reset()  # else it stops compiling after a few shapes and falls back to eager
+    for training in (True, False):
+        directions = [direction for direction in case.directions if (direction != "evaluation") == training]
+        if not directions:
+            continue
+        leaves = case.leaves(device, gradients=training)
+        for direction in directions:
+            contenders = {COPY: copy(case.least_bytes(direction), device)}
+            skipped = {}
+            for name, norms in peers.items():
+                if case.norm not in norms or (name == COMPILE and not case.compiled):
+                    continue
+                try:
+                    contenders[name] = contender(norms[case.norm], direction, case.arguments(leaves, training), leaves)
+                except Exception as error:
+                    if name in (NORMEXT, EAGER):
+                        raise
+                    skipped[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            yield Result(case, direction, interleaved(contenders), skipped)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """All of it, from the arguments to the files."""
+    selected = select(arguments)
+    if arguments.list:
+        print("\n".join(case.name(direction) for case in selected for direction in case.directions))
+        return
+    if not selected:
+        raise SystemExit("no case matches: --list prints what there is, and --full --list all of it")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.device == "cuda":
+        timing_cuda.use_own_stream()
+    # Backward passes are timed over and over on one graph, which code that reuses the graph's buffers would refuse.
+    # What norms save is their input, which is nobody's to reuse, and statistics: there is nothing to lose.
+    torch._functorch.config.donated_buffer = False
+
+    # A pipe has no width, and rich takes it for a narrow terminal.
+    console = Console(width=None if sys.stdout.isatty() else report.WIDTH)
+    peers, missing = installed(arguments.device)
+    for name, reason in missing.items():
+        console.print(f"without {name}: {reason.splitlines()[0]}", style="dim", markup=False)
+    tiny = overhead.calls(arguments.device)
+
+    where = machine.describe(arguments.device)
+    started = time.monotonic()
+    results: list[Result] = []
+    calls: dict[str, Samples] = {}
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=sum(len(case.directions) for case in selected) + len(tiny))
+        for label, contenders in tiny.items():
+            progress.update(task, description=label)
+            calls[label] = timing.interleaved(contenders)
+            progress.advance(task)
+        for case in selected:
+            progress.update(task, description=f"{case.norm} {case.label} {case.dtype_name}")
+            for result in measure(case, peers, arguments.device):
+                results.append(result)
+                progress.advance(task)
+
+    where["seconds"] = round(time.monotonic() - started)
+    report.show(console, where, results, calls)
+    folder = arguments.output / machine.slug(where)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{str(where['date'])[:16].replace(':', '')}-{'full' if arguments.full else 'quick'}"
+    files = [report.write(folder / f"{stem}.json", where, results, calls), *plots.draw(folder, stem, where, results)]
+    for file in files:
+        console.print(f"wrote {file}", soft_wrap=True)
