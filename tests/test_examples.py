@@ -1,0 +1,159 @@
+"""The examples of the tutorials that people start from, and whole networks beside their twins of torch.nn."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normext
+
+SMALL = torch.tensor([[1.0, 2, 3, 4], [2, 3, 4, 5], [3, 4, 5, 6]])
+MIXED = torch.tensor([[1.0, 100, 5, 7], [10, 50, 6, 8], [3, 10, 7, 9]])
+# As torch prints them, to four digits
+PRINTED = {"rtol": 0, "atol": 5e-5}
+
+
+def test_batch_norm_of_the_small_tensor(device: str) -> None:
+    output = normext.BatchNorm1d(4, affine=False, device=device)(SMALL.to(device))
+    expected = torch.tensor([-1.2247, 0.0, 1.2247]).view(3, 1).expand(3, 4)
+    torch.testing.assert_close(output.cpu(), expected, **PRINTED)
+
+
+def test_layer_norm_of_the_small_tensor(device: str) -> None:
+    output = normext.LayerNorm(4, elementwise_affine=False, device=device)(SMALL.to(device))
+    expected = torch.tensor([-1.3416, -0.4472, 0.4472, 1.3416]).expand(3, 4)
+    torch.testing.assert_close(output.cpu(), expected, **PRINTED)
+
+
+def test_batch_norm_of_the_mixed_tensor(device: str) -> None:
+    output = normext.BatchNorm1d(4, affine=False, device=device)(MIXED.to(device))
+    expected = torch.tensor(
+        [
+            [-0.9492, 1.2699, -1.2247, -1.2247],
+            [1.3823, -0.0907, 0.0000, 0.0000],
+            [-0.4332, -1.1792, 1.2247, 1.2247],
+        ]
+    )
+    torch.testing.assert_close(output.cpu(), expected, **PRINTED)
+
+
+def test_layer_norm_of_the_mixed_tensor(device: str) -> None:
+    output = normext.LayerNorm(4, elementwise_affine=False, device=device)(MIXED.to(device))
+    expected = torch.tensor(
+        [
+            [-0.6651, 1.7295, -0.5684, -0.5201],
+            [-0.4734, 1.7220, -0.6915, -0.5818],
+            [-1.6125, 0.9908, -0.0932, 0.6525],
+        ]
+    )
+    torch.testing.assert_close(output.cpu(), expected, **PRINTED)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """A batch of photographs' size, 32 x 3 x 224 x 224."""
+    return torch.rand(32, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+
+def test_batch_norm_of_images(device: str, images: Tensor) -> None:
+    output = normext.BatchNorm2d(3, device=device)(images.to(device))
+    assert output.shape == images.shape
+    torch.testing.assert_close(output.mean((0, 2, 3)), torch.zeros(3, device=device), rtol=0, atol=1e-6)
+    torch.testing.assert_close(output.var((0, 2, 3), unbiased=False), torch.ones(3, device=device), rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("normalized_shape", [[3, 224, 224], (224, 224)], ids=str)
+def test_layer_norm_of_images(device: str, images: Tensor, normalized_shape: tuple[int, ...]) -> None:
+    output = normext.LayerNorm(normalized_shape, device=device)(images.to(device))
+    dims = tuple(range(-len(normalized_shape), 0))
+    zeros = torch.zeros(32, *[1] * (4 - len(normalized_shape) - 1), device=device).expand(output.mean(dims).shape)
+    torch.testing.assert_close(output.mean(dims), zeros, rtol=0, atol=1e-6)
+    torch.testing.assert_close(output.var(dims, unbiased=False), zeros + 1, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 10, 64), (2, 8, 8, 128)], ids=str)
+def test_layer_norm_of_tokens(device: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, device=device)
+    output = normext.LayerNorm(shape[-1], device=device)(x)
+    torch.testing.assert_close(output, nn.LayerNorm(shape[-1], device=device)(x))
+
+
+class TransformerBlock(nn.Module):
+    """The post-norm block of "Attention Is All You Need", with the LayerNorm of ``library``."""
+
+    def __init__(self, library: object, d_model: int, nhead: int, dim_feedforward: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(d_model, nhead, batch_first=True)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(d_model, dim_feedforward), nn.ReLU(), nn.Linear(dim_feedforward, d_model)
+        )
+        self.norm1, self.norm2 = library.LayerNorm(d_model), library.LayerNorm(d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + self.attention(x, x, x, need_weights=False)[0])
+        return self.norm2(x + self.feed_forward(x))
+
+
+def convolutional(library: object) -> nn.Module:
+    """Two blocks of convolution, BatchNorm and ReLU, and a classifier."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        library.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1, bias=False),
+        library.BatchNorm2d(16, momentum=None),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 8 * 8, 32),
+        library.BatchNorm1d(32),
+        nn.Linear(32, 10),
+    )
+
+
+def transformer(library: object) -> nn.Module:
+    """Two blocks over 16 tokens, and a classifier."""
+    blocks = [TransformerBlock(library, d_model=32, nhead=4, dim_feedforward=64) for _ in range(2)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(16 * 32, 10))
+
+
+def big_block(library: object) -> nn.Module:
+    """The block as the tutorials have it."""
+    return nn.Sequential(TransformerBlock(library, d_model=512, nhead=8, dim_feedforward=2048), nn.Linear(512, 10))
+
+
+def train(model: nn.Module, x: Tensor, target: Tensor, steps: int) -> list[float]:
+    """The loss at each step of stochastic gradient descent."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x).flatten(0, -2), target.flatten())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("network", "input_shape", "target_shape", "steps"),
+    [
+        (convolutional, (16, 3, 16, 16), (16,), 30),
+        (transformer, (16, 16, 32), (16,), 30),
+        (big_block, (2, 10, 512), (2, 10), 5),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_training_follows_torch(
+    device: str, network: object, input_shape: tuple[int, ...], target_shape: tuple[int, ...], steps: int
+) -> None:
+    x = torch.randn(input_shape, device=device)
+    target = torch.randint(10, target_shape, device=device)
+    curves, models = [], []
+    for library in (normext, nn):
+        torch.manual_seed(1)
+        models.append(network(library).to(device))
+        curves.append(train(models[-1], x, target, steps))
+    assert curves[0][-1] < 0.5 * curves[0][0]  # it does learn
+    # Rounding differs from the first step on, and training amplifies it: a wrong gradient is off by percents at once.
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(models[0].eval()(x), models[1].eval()(x), rtol=1e-2, atol=1e-2)

@@ -1,0 +1,115 @@
+"""Any shape, strides, storage offset and dtypes, against the float64 reference."""
+
+from dataclasses import dataclass
+
+import pytest
+import reference
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from inputs import DTYPE_PAIRS, dtype_name, gradients, leaves, parameters, running, values
+from reference import assert_close
+from torch import Tensor
+
+import normext
+
+# The same examples every time: a failure in CI is a failure at home.
+fuzz = settings(
+    max_examples=150,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+sizes = st.one_of(st.integers(0, 3), st.integers(4, 9), st.sampled_from([16, 17, 33]))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor lies in its storage."""
+
+    order: tuple[int, ...]  # the dimensions, from outermost in memory to innermost
+    steps: tuple[int, ...]  # 2: every other element of a dimension
+    offset: int
+    expanded: tuple[bool, ...]  # stride 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for dim, expand in enumerate(self.expanded):
+            if expand and x.shape[dim]:
+                x = x.narrow(dim, 0, 1).expand_as(x)
+        size = [n * step for n, step in zip(x.shape, self.steps, strict=True)]
+        strides, stride = [0] * x.dim(), 1
+        for dim in reversed(self.order):
+            strides[dim] = 0 if self.expanded[dim] else stride * self.steps[dim]
+            stride *= 1 if self.expanded[dim] else max(size[dim], 1)
+        # What lies between the elements is NaN: reading it shows.
+        storage = torch.full((self.offset + stride,), float("nan"), dtype=x.dtype, device=x.device)
+        result = storage.as_strided(x.shape, strides, self.offset)
+        for dim, expand in enumerate(self.expanded):
+            if expand and x.shape[dim]:
+                x = x.narrow(dim, 0, 1)
+        result.as_strided(x.shape, strides, self.offset).copy_(x)
+        return result
+
+
+@st.composite
+def layouts(draw: st.DrawFn, dims: int) -> Layout:
+    """Contiguous as often as anything else."""
+    if draw(st.booleans()):
+        return Layout(tuple(range(dims)), (1,) * dims, draw(st.integers(0, 3)), (False,) * dims)
+    each = st.tuples(*[st.sampled_from([1, 1, 2])] * dims)
+    expanded = st.tuples(*[st.sampled_from([False, False, False, True])] * dims)
+    return Layout(tuple(draw(st.permutations(range(dims)))), draw(each), draw(st.integers(0, 3)), draw(expanded))
+
+
+@fuzz
+@given(data=st.data())
+@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids=lambda pair: "-".join(map(dtype_name, pair)))
+def test_layer_norm(backend: str, pair: tuple[torch.dtype, torch.dtype], data: st.DataObject) -> None:
+    torch.manual_seed(0)
+    shape = data.draw(st.lists(sizes, min_size=1, max_size=4), "shape")
+    normalized = shape[-data.draw(st.integers(1, len(shape)), "normalized dimensions") :]
+    if 0 in normalized:
+        return  # its statistics are no numbers: test_zero_size
+    affine = data.draw(st.tuples(st.booleans(), st.booleans()), "weight, bias")
+    x, grad_output = (
+        data.draw(layouts(len(shape)), name)(values(*shape, dtype=pair[0], device=backend))
+        for name in ("input", "grad_output")
+    )
+    weight, bias = parameters(affine, *normalized, dtype=pair[1], device=backend)
+    expected = reference.layer_norm(x, normalized, weight, bias, grad_output=grad_output)
+    inputs = leaves(x, weight, bias)
+    output = normext.layer_norm(inputs[0], normalized, *inputs[1:])
+    assert output.is_contiguous()
+    check(output, inputs, grad_output, expected)
+
+
+@fuzz
+@given(data=st.data())
+@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids=lambda pair: "-".join(map(dtype_name, pair)))
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_batch_norm(backend: str, training: bool, pair: tuple[torch.dtype, torch.dtype], data: st.DataObject) -> None:
+    torch.manual_seed(0)
+    shape = data.draw(st.lists(sizes, min_size=2, max_size=5), "shape")
+    if 0 in shape or shape[0] * torch.Size(shape[2:]).numel() == 1:
+        return  # test_zero_size; and a single value per channel is an error
+    affine = data.draw(st.tuples(st.booleans(), st.booleans()), "weight, bias")
+    x, grad_output = (
+        data.draw(layouts(len(shape)), name)(values(*shape, dtype=pair[0], device=backend))
+        for name in ("input", "grad_output")
+    )
+    weight, bias = parameters(affine, shape[1], dtype=pair[1], device=backend)
+    stats = (None, None) if training else running(shape[1], dtype=pair[1], device=backend)
+    expected = reference.batch_norm(x, *stats, weight, bias, grad_output=grad_output)
+    inputs = leaves(x, weight, bias)
+    output = normext.batch_norm(inputs[0], *stats, *inputs[1:], training=training)
+    check(output, inputs, grad_output, expected)
+
+
+def check(output: Tensor, inputs: list[Tensor | None], grad_output: Tensor, expected: reference.Norm) -> None:
+    """The output, and the gradient of each input that is there."""
+    assert_close(output, expected.output)
+    found = gradients(output, inputs, grad_output)
+    for grad, wanted in zip(found, [expected.grad_input, expected.grad_weight, expected.grad_bias], strict=True):
+        if grad is not None:
+            assert_close(grad, wanted)

@@ -1,0 +1,428 @@
+"""torch as second opinion: its own sample inputs, error inputs and module inputs, given to both."""
+
+import copy
+import inspect
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from inputs import DTYPES, HALF, dtype_name, values
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_modules import module_db
+
+import normext
+
+ops = torch.ops.normext
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+
+# Room for torch's errors, which reference.py does not know: sums of numbers up to ten, cancelled, of ten more terms; in
+# half precision their last rounding outweighs that, though torch rounds the statistics too.
+ULPS = {torch.float64: 512, torch.float32: 512, torch.bfloat16: 8, torch.float16: 8}
+TOLERANCE = {dtype: dict.fromkeys(("rtol", "atol"), ulps * torch.finfo(dtype).eps) for dtype, ulps in ULPS.items()}
+
+
+def native_layer_norm(*arguments: object) -> tuple[Tensor, ...]:
+    """torch.native_layer_norm over normext's operator, with the statistics in the dtype of torch's."""
+    output, mean, rstd = ops.layer_norm_forward(*arguments)
+    return output, mean, rstd
+
+
+def native_batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, ...]:
+    """torch.native_batch_norm over normext's operators."""
+    output, batch_mean, rstd, batch_var = ops.batch_norm_forward(x, mean, var, weight, bias, training, eps)
+    if training and mean is not None:
+        ops.batch_norm_update_stats(mean, var, batch_mean, batch_var, x.numel() // x.shape[1], momentum)
+    return (output, batch_mean, rstd) if training else (output, mean.new_empty(0), mean.new_empty(0))
+
+
+OURS = {
+    "nn.functional.layer_norm": normext.layer_norm,
+    "nn.functional.batch_norm": normext.batch_norm,
+    "native_layer_norm": native_layer_norm,
+    "native_batch_norm": native_batch_norm,
+}
+OP_INFOS = [info for info in op_db if info.name in OURS and not info.variant_test_name]
+MODULE_INFOS = [info for info in module_db if hasattr(normext, info.module_cls.__name__)]
+infos = pytest.mark.parametrize("info", OP_INFOS, ids=lambda info: info.name)
+module_infos = pytest.mark.parametrize("info", MODULE_INFOS, ids=lambda info: info.module_cls.__name__)
+
+
+def test_torch_still_has_the_samples() -> None:
+    assert {info.name for info in OP_INFOS} == set(OURS)
+    assert len(MODULE_INFOS) == 4
+
+
+def slope(like: Tensor) -> Tensor:
+    """A gradient of every size from -1 to 1."""
+    return torch.linspace(-1, 1, like.numel()).view_as(like).to(like)
+
+
+def run(function: Callable, sample: object) -> list[Tensor]:
+    """Outputs, what became of the arguments, and the gradients of all that want one."""
+    arguments = copy.deepcopy((sample.input, *sample.args))
+    outputs = function(*arguments, **sample.kwargs)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    tensors = [t for t in arguments if isinstance(t, Tensor)]
+    wanting = [t for t in tensors if t.requires_grad]
+    if outputs[0].numel() and wanting:
+        torch.autograd.backward(
+            outputs[0], torch.linspace(-1, 1, outputs[0].numel()).view_as(outputs[0]).to(outputs[0])
+        )
+    return outputs + tensors + [t.grad for t in wanting if t.grad is not None]
+
+
+@infos
+@dtypes
+def test_samples(device: str, dtype: torch.dtype, info: object) -> None:
+    for sample in info.sample_inputs(device, dtype, requires_grad=True):
+        ours, theirs = run(OURS[info.name], sample), run(info.op, sample)
+        # torch's statistics of half inputs are half, normext's float32
+        torch.testing.assert_close(ours, theirs, equal_nan=True, check_dtype=False, **TOLERANCE[dtype])
+        assert ours[0].dtype == theirs[0].dtype
+
+
+def test_error_inputs(device: str) -> None:
+    (info,) = (info for info in OP_INFOS if info.name == "native_layer_norm")
+    for error in info.error_inputs(device):
+        sample = error.sample_input
+        with pytest.raises(error.error_type, match=error.error_regex):
+            ops.layer_norm_forward(sample.input, *sample.args)
+        with pytest.raises(error.error_type, match=error.error_regex):
+            normext.layer_norm(sample.input, *sample.args)
+
+
+# Errors: arguments that torch refuses, and the part of its message to be found in ours
+
+
+def image(**options: object) -> Tensor:
+    """The input of the calls below: [2, 3, 4]."""
+    return torch.randn(2, 3, 4, **options)
+
+
+ERRORS = {
+    "ln: no dimension": ("layer_norm", lambda: (image(), []), "Expected normalized_shape to be at least 1-dimensional"),
+    "ln: other size": (
+        "layer_norm",
+        lambda: (image(), [3]),
+        r"Given normalized_shape=\[3\], expected input with shape",
+    ),
+    "ln: other sizes": ("layer_norm", lambda: (image(), [4, 4]), r"but got input of size\[2, 3, 4\]"),
+    "ln: more dimensions": ("layer_norm", lambda: (image(), [1, 2, 3, 4]), r"Given normalized_shape=\[1, 2, 3, 4\]"),
+    "ln: weight size": (
+        "layer_norm",
+        lambda: (image(), [4], torch.ones(3)),
+        r"Expected weight to be of same shape as normalized_shape, but got weight of shape \[3\]",
+    ),
+    "ln: weight dimensions": (
+        "layer_norm",
+        lambda: (image(), [3, 4], torch.ones(12)),
+        "Expected weight to be of same shape as normalized_shape",
+    ),
+    "ln: bias size": (
+        "layer_norm",
+        lambda: (image(), [4], None, torch.ones(3)),
+        r"Expected bias to be of same shape as normalized_shape, but got bias of shape \[3\]",
+    ),
+    "ln: integers": ("layer_norm", lambda: (torch.ones(2, 4, dtype=torch.int), [4]), "[Ii]nt"),
+    "ln: complex": ("layer_norm", lambda: (image(dtype=torch.cfloat), [4]), "[Cc]omplex"),
+    "ln: wider weight": ("layer_norm", lambda: (image(), [4], torch.ones(4).double()), "(?i)(expect|got).*(float)"),
+    "ln: half weight": ("layer_norm", lambda: (image(), [4], torch.ones(4).half()), "(?i)(expect|got).*(float)"),
+    "ln: other half": (
+        "layer_norm",
+        lambda: (image(dtype=torch.bfloat16), [4], torch.ones(4).half()),
+        "(?i)(expect|got).*(float)",
+    ),
+    "ln: two dtypes": (
+        "layer_norm",
+        lambda: (image(dtype=torch.bfloat16), [4], torch.ones(4), torch.ones(4).bfloat16()),
+        "(?i)(expect|got).*(float)",
+    ),
+    "ln: a list": ("layer_norm", lambda: ([1.0, 2.0], [2]), "Tensor"),
+    "bn: one value": (
+        "batch_norm",
+        lambda: (torch.ones(1, 3), None, None, None, None, True),
+        "Expected more than 1 value",
+    ),
+    "bn: one value per channel": (
+        "batch_norm",
+        lambda: (torch.ones(1, 3, 1, 1), None, None, None, None, True),
+        r"got input size torch.Size\(\[1, 3, 1, 1\]\)",
+    ),
+    "bn: eps of zero": (
+        "batch_norm",
+        lambda: (image(), None, None, None, None, True, 0.1, 0.0),
+        "eps must be positive",
+    ),
+    "bn: negative eps": (
+        "batch_norm",
+        lambda: (image(), torch.zeros(3), torch.ones(3), None, None, False, 0.1, -1.0),
+        "eps must be non-negative",
+    ),
+    "bn: no mean": (
+        "batch_norm",
+        lambda: (image(), None, torch.ones(3)),
+        "running_mean must be defined in evaluation mode",
+    ),
+    "bn: no variance": (
+        "batch_norm",
+        lambda: (image(), torch.ones(3), None),
+        "running_var must be defined in evaluation",
+    ),
+    "bn: half of the statistics": (
+        "batch_norm",
+        lambda: (image(), torch.zeros(3), None, None, None, True),
+        "running_mean and running_var must either both be None or neither be None",
+    ),
+    "bn: mean size": (
+        "batch_norm",
+        lambda: (image(), torch.zeros(4), torch.ones(3)),
+        "running_mean should contain 3 elements not 4",
+    ),
+    "bn: variance size": (
+        "batch_norm",
+        lambda: (image(), torch.zeros(3), torch.ones(4)),
+        "running_var should contain 3 elements not 4",
+    ),
+    "bn: weight size": (
+        "batch_norm",
+        lambda: (image(), None, None, torch.ones(4), None, True),
+        "weight should contain 3 elements not 4",
+    ),
+    "bn: bias size": (
+        "batch_norm",
+        lambda: (image(), None, None, None, torch.ones(4), True),
+        "bias should contain 3 elements not 4",
+    ),
+    "bn: integers": (
+        "batch_norm",
+        lambda: (torch.ones(2, 3, dtype=torch.int), None, None, None, None, True),
+        "[Ii]nt",
+    ),
+    "bn: wider weight": (
+        "batch_norm",
+        lambda: (image(), None, None, torch.ones(3).double(), None, True),
+        "(?i)(expect|got).*(float)",
+    ),
+    "bn: half weight": (
+        "batch_norm",
+        lambda: (image(), None, None, torch.ones(3).half(), None, True),
+        "(?i)(expect|got).*(float)",
+    ),
+    "bn: half statistics for float32 parameters": (
+        "batch_norm",
+        lambda: (image().half(), torch.zeros(3).half(), torch.ones(3).half(), torch.ones(3)),
+        "(?i)(expect|got).*(float)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), ERRORS.values(), ids=ERRORS.keys())
+def test_errors(name: str, arguments: Callable[[], tuple], message: str) -> None:
+    with pytest.raises(Exception, match=message) as theirs:
+        getattr(F, name)(*arguments())
+    with pytest.raises(theirs.type, match=message) as ours:
+        getattr(normext, name)(*arguments())
+    assert ours.type is theirs.type
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "batch_norm"])
+def test_devices_must_agree(name: str) -> None:
+    arguments = (
+        ([4], torch.ones(4, device="meta")) if name == "layer_norm" else (None, None, torch.ones(3, device="meta"))
+    )
+    for library in (F, normext):
+        with pytest.raises(RuntimeError, match="(?i)device.*meta|meta.*device"):
+            getattr(library, name)(image(), *arguments, **{"training": True} if name == "batch_norm" else {})
+
+
+# Modules
+
+
+def twins(info: object, module_input: object) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Normext's module and torch's, made with the same arguments."""
+    arguments = module_input.constructor_input
+    ours = getattr(normext, info.module_cls.__name__)(*arguments.args, **arguments.kwargs)
+    return ours, info.module_cls(*arguments.args, **arguments.kwargs)
+
+
+def shake(module: torch.nn.Module) -> None:
+    """Parameters other than ones and zeros."""
+    with torch.no_grad():
+        for i, parameter in enumerate(module.parameters()):
+            parameter.add_(torch.linspace(-0.5, 0.5 + i, parameter.numel()).view_as(parameter))
+
+
+@module_infos
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@dtypes
+def test_modules(device: str, dtype: torch.dtype, training: bool, info: object) -> None:
+    for sample in info.module_inputs_func(info, device=device, dtype=dtype, requires_grad=True, training=training):
+        ours, theirs = twins(info, sample)
+        shake(theirs)
+        ours.load_state_dict(theirs.state_dict())
+        results = []
+        for module in (ours, theirs):
+            module.to(device, dtype)
+            module.train(True)(copy.deepcopy(sample.forward_input.args[0]) + 1)  # running statistics other than 0 and 1
+            x = sample.forward_input.args[0].detach().clone().requires_grad_()
+            output = module.train(training)(x)
+            output.backward(slope(output))
+            results.append([output, x.grad, *(p.grad for p in module.parameters()), *module.buffers()])
+        torch.testing.assert_close(*results, **TOLERANCE[dtype])
+        assert repr(ours) == repr(theirs)
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+@module_infos
+def test_module_errors(device: str, info: object) -> None:
+    if info.module_error_inputs_func is None:
+        pytest.skip("torch lists none")
+    for error in info.module_error_inputs_func(info, device, torch.float32, requires_grad=False, training=True):
+        ours, _ = twins(info, error.module_error_input)
+        with pytest.raises(error.error_type, match=error.error_regex):
+            ours(*error.module_error_input.forward_input.args)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
+def test_dimensions_are_checked(name: str) -> None:
+    dims = {"BatchNorm1d": 4, "BatchNorm2d": 3, "BatchNorm3d": 4}[name]
+    messages = []
+    for library in (normext, torch.nn):
+        with pytest.raises(ValueError) as error:
+            getattr(library, name)(3)(torch.randn([3] * dims))
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+@module_infos
+def test_module_signature(info: object) -> None:
+    ours = getattr(normext, info.module_cls.__name__)
+    assert issubclass(ours, info.module_cls)
+    assert inspect.signature(ours) == inspect.signature(info.module_cls)
+    assert ours._version == info.module_cls._version
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "batch_norm"])
+def test_function_signature(name: str) -> None:
+    ours, theirs = (inspect.signature(getattr(library, name)).parameters for library in (normext, F))
+    assert [(p.name, p.default, p.kind) for p in ours.values()] == [
+        (p.name, p.default, p.kind) for p in theirs.values()
+    ]
+
+
+MAKERS = {
+    "LayerNorm": lambda library, **options: library.LayerNorm((3, 4), **options),
+    "BatchNorm1d": lambda library, **options: library.BatchNorm1d(3, **options),
+    "BatchNorm2d": lambda library, **options: library.BatchNorm2d(3, **options),
+    "BatchNorm3d": lambda library, **options: library.BatchNorm3d(3, **options),
+}
+makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+OPTIONS = [{}, {"bias": False}, {"eps": 1e-3}, {"dtype": torch.float64}, {"device": "meta"}]
+
+
+@makers
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_construction(make: Callable, options: dict) -> None:
+    ours, theirs = make(normext, **options), make(torch.nn, **options)
+    assert repr(ours) == repr(theirs)
+    for (name, a), (wanted, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+        assert (name, a.shape, a.dtype, a.device) == (wanted, b.shape, b.dtype, b.device)
+
+
+@makers
+def test_state_goes_both_ways(make: Callable) -> None:
+    ours, theirs = make(normext), make(torch.nn)
+    shake(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
+    shake(ours)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(dict(theirs.state_dict()), dict(ours.state_dict()), rtol=0, atol=0)
+
+
+def test_state_of_before_num_batches_tracked() -> None:
+    # torch 0.4 saved no num_batches_tracked: version 1 of the state loads still.
+    old = torch.nn.BatchNorm1d(3).state_dict()
+    del old["num_batches_tracked"]
+    old._metadata[""]["version"] = 1
+    module = normext.BatchNorm1d(3)
+    module.load_state_dict(old)
+    assert module.num_batches_tracked == 0
+
+
+def pickled(module: torch.nn.Module) -> torch.nn.Module:
+    """Through pickle and back."""
+    return pickle.loads(pickle.dumps(module))
+
+
+def saved(module: torch.nn.Module) -> torch.nn.Module:
+    """Through torch.save and back."""
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@makers
+@pytest.mark.parametrize("clone", [copy.deepcopy, copy.copy, pickled, saved], ids=lambda f: f.__name__)
+def test_copies(make: Callable, clone: Callable) -> None:
+    module = make(normext)
+    shake(module)
+    twin = clone(module.eval())
+    assert type(twin) is type(module)
+    assert repr(twin) == repr(module)
+    assert not twin.training
+    x = torch.randn(
+        [2, 3, 4, 4, 4][: {"LayerNorm": 3, "BatchNorm1d": 3, "BatchNorm2d": 4}.get(type(module).__name__, 5)]
+    )
+    assert torch.equal(twin(x), module(x))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.3},
+        {"momentum": None},
+        {"track_running_stats": False},
+        {"track_running_stats": False, "momentum": None},
+        {"affine": False},
+        {"bias": False},
+    ],
+    ids=str,
+)
+def test_batch_norm_over_several_batches(device: str, options: dict) -> None:
+    ours, theirs = (library.BatchNorm1d(3, device=device, **options) for library in (normext, torch.nn))
+    for step in range(4):
+        x = values(6, 3, 4, device=device) + step
+        torch.testing.assert_close(ours(x), theirs(x))
+        torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+    x = values(6, 3, 4, device=device)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+
+
+def test_dropped_statistics(device: str) -> None:
+    # Setting the buffers to None after the fact: evaluation uses the batch's, as in torch.
+    ours, theirs = (library.BatchNorm1d(3, device=device).eval() for library in (normext, torch.nn))
+    for module in (ours, theirs):
+        module.running_mean = module.running_var = None
+    x = values(6, 3, 4, device=device)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=dtype_name)
+def test_half_module_of_float32_parameters(device: str, dtype: torch.dtype) -> None:
+    x = values(6, 3, 4, dtype=dtype, device=device)
+    for ours, theirs in (
+        (normext.BatchNorm1d(3, device=device), torch.nn.BatchNorm1d(3, device=device)),
+        (normext.LayerNorm(4, device=device), torch.nn.LayerNorm(4, device=device)),
+    ):
+        torch.testing.assert_close(ours(x), theirs(x), **TOLERANCE[dtype])
+        torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
