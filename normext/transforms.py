@@ -8,7 +8,7 @@ to every order. Under vmap the mapped dimension joins the rows (LayerNorm) or th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +22,7 @@ def active() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-class Normalized(NamedTuple):
-    """What a forward op returns without weight and bias; the statistics carry no derivative."""
-
-    output: Tensor
-    mean: Tensor
-    rstd: Tensor
+Normalized = tuple[Tensor, Tensor, Tensor]  # x̂, mean and rstd; the statistics carry no derivative
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class LayerStatistics:
 
     def forward(self, input: Tensor) -> Normalized:
         """Normalizes ``[*, *normalized_shape]``."""
-        return Normalized(*ops.layer_norm_forward(input, self.normalized_shape, None, None, self.eps))
+        return ops.layer_norm_forward(input, self.normalized_shape, None, None, self.eps)
 
     def jacobian(self, v: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """``J(input) v``."""
@@ -72,7 +67,7 @@ class ChannelStatistics:
 
     def forward(self, input: Tensor) -> Normalized:
         """Normalizes ``[N, C, *]``."""
-        return Normalized(*ops.batch_norm_forward(input, None, None, None, None, True, self.eps)[:3])
+        return ops.batch_norm_forward(input, None, None, None, None, True, self.eps)[:3]
 
     def jacobian(self, v: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """``J(input) v``."""
@@ -111,9 +106,10 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Statistics], output: Normalized) -> None:
         x, ctx.statistics = inputs
-        ctx.mark_non_differentiable(output.mean, output.rstd)
-        ctx.save_for_backward(x, output.mean, output.rstd)
-        ctx.save_for_forward(x, output.mean, output.rstd)
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(x, mean, rstd)
+        ctx.save_for_forward(x, mean, rstd)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor, None]:
@@ -127,7 +123,7 @@ class _Normalize(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, x: Tensor, statistics: Statistics) -> tuple[Any, Any]:
         (folded,) = _fold(statistics, info.batch_size, in_dims[:1], [x])
         outputs = _Normalize.apply(folded, statistics)
-        return Normalized(*(statistics.unfold(t, info.batch_size) for t in outputs)), (0, 0, 0)
+        return tuple(statistics.unfold(t, info.batch_size) for t in outputs), (0, 0, 0)
 
 
 class _Jacobian(torch.autograd.Function):

@@ -76,7 +76,7 @@ Forward allocate(const Tensor& input, bool training) {
           training ? channel_array() : at::empty({0}, options)};
 }
 
-Backward allocate_gradients(const Tensor& input, at::ScalarType parameters, std::array<bool, 3> mask) {
+Backward allocate_gradients(const Tensor& input, at::ScalarType parameters, Mask mask) {
   const auto parameter = [&](bool wanted) {
     return wanted ? at::empty_symint({input.sym_size(1)}, input.options().dtype(parameters)) : Tensor{};
   };
@@ -151,7 +151,7 @@ at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, co
 }
 
 Backward backward_meta(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                       const MaybeTensor& weight, const MaybeTensor& bias, bool, double, std::array<bool, 3> mask) {
+                       const MaybeTensor& weight, const MaybeTensor& bias, bool, double, Mask mask) {
   const auto param_type =
       check_backward(grad_output, input, mean, rstd, or_undefined(weight), or_undefined(bias));
   return allocate_gradients(input, param_type, mask);
@@ -159,7 +159,7 @@ Backward backward_meta(const Tensor& grad_output, const Tensor& input, const Ten
 
 Backward backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
                          const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training, double,
-                         std::array<bool, 3> mask) {
+                         Mask mask) {
   const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
   const auto param_type = check_backward(grad_output, input, mean, rstd, weight, or_undefined(maybe_bias));
   auto gradients = allocate_gradients(input, param_type, mask);
@@ -229,7 +229,7 @@ Forward call_forward(const Tensor& input, const MaybeTensor& running_mean, const
 
 Backward call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
                        const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps,
-                       std::array<bool, 3> mask) {
+                       Mask mask) {
   static const auto op = operator_handle<decltype(backward_meta)>("normext::batch_norm_backward");
   return op.call(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
 }
@@ -270,15 +270,16 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
 struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
                                const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight,
-                               const MaybeTensor& bias, bool training, double eps, std::array<bool, 3> mask) {
+                               const MaybeTensor& bias, bool training, double eps, Mask mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [grad_input, grad_weight, grad_bias] =
+    const auto gradients =
         call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
     ctx->save_for_backward({grad_output, input, mean, rstd, or_undefined(weight)});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["training"] = training;
+    ctx->saved_data["mask"] = c10::List<bool>({mask[0], mask[1], mask[2]});
     ctx->set_materialize_grads(false);
-    return {grad_input, grad_weight, grad_bias};
+    return only_defined(gradients);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -293,7 +294,8 @@ struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFu
                           ? Normalization(input, dim, ctx->saved_data["eps"].toDouble())
                           : Normalization(input, per_channel(saved[2]), per_channel(saved[3]));
     // Per-channel gradients broadcast as weight does.
-    const auto gradients = double_backward({grads[0], per_channel(grads[1]), per_channel(grads[2])}, grad_output, input,
+    const auto given = spread(grads, saved_mask(ctx));
+    const auto gradients = double_backward({given[0], per_channel(given[1]), per_channel(given[2])}, grad_output, input,
                                            per_channel(weight), norm);
     const Tensor grad_weight =
         gradients.weight.defined() ? gradients.weight.view_symint(weight.sym_sizes()) : Tensor{};
@@ -313,14 +315,14 @@ Forward forward_autograd(const Tensor& input, const MaybeTensor& running_mean, c
 
 Backward backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
                            const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps,
-                           std::array<bool, 3> mask) {
+                           Mask mask) {
   if (!needs_autograd(grad_output, input, or_undefined(weight))) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
   }
-  const auto outputs =
-      BatchNormBackwardFunction::apply(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
-  return {outputs[0], outputs[1], outputs[2]};
+  const auto gradients = spread(
+      BatchNormBackwardFunction::apply(grad_output, input, mean, rstd, weight, bias, training, eps, mask), mask);
+  return {gradients[0], gradients[1], gradients[2]};
 }
 
 // The buffers change: their version counters must say so, or a graph that saved them would not notice.

@@ -14,6 +14,7 @@ namespace normext {
 
 using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
+using Mask = std::array<bool, 3>;  // which of grad_input, grad_weight and grad_bias are asked for
 
 inline Tensor or_undefined(const MaybeTensor& tensor) { return tensor.value_or(Tensor{}); }
 inline MaybeTensor or_none(const Tensor& tensor) { return tensor.defined() ? MaybeTensor(tensor) : std::nullopt; }
@@ -57,10 +58,30 @@ c10::TypedOperatorHandle<Signature> operator_handle(const char* name) {
 
 // Which of grad_input, grad_weight and grad_bias an autograd function has to compute, whose first tensor arguments are
 // input, weight and bias. Its edges are counted over the tensors that were there.
-inline std::array<bool, 3> gradient_mask(torch::autograd::AutogradContext* ctx, const Tensor& weight,
+inline Mask gradient_mask(torch::autograd::AutogradContext* ctx, const Tensor& weight,
                                          const Tensor& bias) {
   return {ctx->needs_input_grad(0), weight.defined() && ctx->needs_input_grad(1),
           bias.defined() && ctx->needs_input_grad(weight.defined() ? 2 : 1)};
+}
+
+inline Mask saved_mask(torch::autograd::AutogradContext* ctx) {
+  const auto mask = ctx->saved_data["mask"].toBoolList();
+  return {mask[0], mask[1], mask[2]};
+}
+
+// An autograd function cannot return undefined tensors: gradients nobody asked for are left out of its outputs, and
+// spread() puts outputs, or the gradients of those, back in their places.
+inline torch::autograd::variable_list only_defined(const std::tuple<Tensor, Tensor, Tensor>& gradients) {
+  torch::autograd::variable_list defined;
+  std::apply([&](const auto&... t) { ((t.defined() ? defined.push_back(t) : void()), ...); }, gradients);
+  return defined;
+}
+inline std::array<Tensor, 3> spread(const torch::autograd::variable_list& defined, const Mask& mask) {
+  std::array<Tensor, 3> gradients;
+  size_t next = 0;
+  for (size_t i = 0; i < mask.size(); ++i)
+    if (mask[i]) gradients[i] = defined[next++];
+  return gradients;
 }
 
 // Whether calling an op on these tensors must record a derivative. Forward-mode tangents count, so that they meet

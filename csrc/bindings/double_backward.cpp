@@ -59,5 +59,7 @@ static Tensor second_derivative(const Tensor& input, const Tensor& a, const Tens
 }
 
 TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) { m.impl("second_derivative", second_derivative); }
+// vmap knows how to batch what the function is made of, if it is told to look inside.
+TORCH_LIBRARY_IMPL(normext, FuncTorchBatchedDecomposition, m) { m.impl("second_derivative", second_derivative); }
 
 }  // namespace normext

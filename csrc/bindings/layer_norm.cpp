@@ -57,7 +57,7 @@ Forward allocate(const Tensor& input, c10::SymIntArrayRef normalized_shape) {
 }
 
 Backward allocate_gradients(const Tensor& input, c10::SymIntArrayRef normalized_shape, at::ScalarType parameters,
-                            std::array<bool, 3> mask) {
+                            Mask mask) {
   const auto parameter = [&](bool wanted) {
     return wanted ? at::empty_symint(normalized_shape, input.options().dtype(parameters)) : Tensor{};
   };
@@ -127,7 +127,7 @@ at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, c1
 
 Backward backward_meta(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                        const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
-                       double, std::array<bool, 3> mask) {
+                       double, Mask mask) {
   const auto param_type = check_backward(grad_output, input, normalized_shape, mean, rstd, or_undefined(weight),
                                       or_undefined(bias));
   return allocate_gradients(input, normalized_shape, param_type, mask);
@@ -135,7 +135,7 @@ Backward backward_meta(const Tensor& grad_output, const Tensor& input, c10::SymI
 
 Backward backward_kernel(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                          const Tensor& mean, const Tensor& rstd, const MaybeTensor& maybe_weight,
-                         const MaybeTensor& maybe_bias, double, std::array<bool, 3> mask) {
+                         const MaybeTensor& maybe_bias, double, Mask mask) {
   const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight)), bias = or_undefined(maybe_bias);
   const auto param_type = check_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
   auto gradients = allocate_gradients(input, normalized_shape, param_type, mask);
@@ -173,7 +173,7 @@ Forward call_forward(const Tensor& input, c10::SymIntArrayRef normalized_shape, 
 
 Backward call_backward(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                        const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
-                       double eps, std::array<bool, 3> mask) {
+                       double eps, Mask mask) {
   static const auto op = operator_handle<decltype(backward_meta)>("normext::layer_norm_backward");
   return op.call(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
 }
@@ -208,15 +208,16 @@ struct LayerNormBackwardFunction : torch::autograd::Function<LayerNormBackwardFu
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
                                c10::SymIntArrayRef normalized_shape, const Tensor& mean, const Tensor& rstd,
                                const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                               std::array<bool, 3> mask) {
+                               Mask mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [grad_input, grad_weight, grad_bias] =
+    const auto gradients =
         call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
     ctx->save_for_backward({grad_output, input, or_undefined(weight)});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["normalized_dims"] = static_cast<int64_t>(normalized_shape.size());
+    ctx->saved_data["mask"] = c10::List<bool>({mask[0], mask[1], mask[2]});
     ctx->set_materialize_grads(false);
-    return {grad_input, grad_weight, grad_bias};
+    return only_defined(gradients);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -225,7 +226,7 @@ struct LayerNormBackwardFunction : torch::autograd::Function<LayerNormBackwardFu
     std::vector<int64_t> dim(ctx->saved_data["normalized_dims"].toInt());
     std::iota(dim.begin(), dim.end(), input.dim() - static_cast<int64_t>(dim.size()));
     const Normalization norm(input, dim, ctx->saved_data["eps"].toDouble());
-    const auto gradients = double_backward({grads[0], grads[1], grads[2]}, grad_output, input, weight, norm);
+    const auto gradients = double_backward(spread(grads, saved_mask(ctx)), grad_output, input, weight, norm);
     return {gradients.grad_output, gradients.input, {}, {}, {}, gradients.weight, {}, {}, {}};
   }
 };
@@ -242,14 +243,15 @@ Forward forward_autograd(const Tensor& input, c10::SymIntArrayRef normalized_sha
 
 Backward backward_autograd(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                            const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
-                           double eps, std::array<bool, 3> mask) {
+                           double eps, Mask mask) {
   if (!needs_autograd(grad_output, input, or_undefined(weight))) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
   }
-  const auto outputs = LayerNormBackwardFunction::apply(grad_output, input, normalized_shape, mean, rstd, weight, bias,
-                                                        eps, mask);
-  return {outputs[0], outputs[1], outputs[2]};
+  const auto gradients = spread(LayerNormBackwardFunction::apply(grad_output, input, normalized_shape, mean, rstd,
+                                                                 weight, bias, eps, mask),
+                                mask);
+  return {gradients[0], gradients[1], gradients[2]};
 }
 
 Tensor composite(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
