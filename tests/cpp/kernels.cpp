@@ -1,0 +1,371 @@
+// kernels.cpp -- every op, instruction set, dtype and choice of arguments over shapes on both sides of the kernels'
+// thresholds, without torch: for builds with sanitizers (test_sanitizers.py), which look for accesses outside the
+// arrays, undefined behaviour and races. Values are checked too, so that it cannot pass by computing nothing.
+//
+// That it finds what it is for was shown by planting faults in a kernel: see test_sanitizers.py.
+#include <sanitizer/common_interface_defs.h>
+
+#include <array>
+#include <cstdio>
+#include <optional>
+#include <random>
+#include <sstream>
+#include <string>
+
+#include "cpu/isa.h"
+#include "ops/batch_norm.h"
+#include "ops/layer_norm.h"
+#include "oracle.h"
+
+namespace normext::test {
+namespace {
+
+constexpr double kEps = 1e-5;
+
+// The kernels use one thread for less than this. Larger cases are about threads, and for the sake of time get the
+// dtypes and arguments marked so only. The largest occupy 5 threads, the others 2 or 3.
+constexpr int64_t kLarge = 16384;
+constexpr int kThreads[] = {1, 5}, kThreadsForLarge[] = {2, 5};
+
+struct NamedIsa {
+  cpu::Isa isa;
+  const char* name;
+};
+constexpr NamedIsa kIsas[] = {{cpu::Isa::baseline, "baseline"}, {cpu::Isa::avx2, "avx2"}, {cpu::Isa::avx512, "avx512"}};
+
+struct DTypes {
+  DType data, param;
+  bool large;
+  const char* name;
+};
+constexpr DTypes kDTypes[] = {{DType::float64, DType::float64, true, "float64"},
+                              {DType::float32, DType::float32, true, "float32"},
+                              {DType::bfloat16, DType::bfloat16, false, "bfloat16"},
+                              {DType::bfloat16, DType::float32, true, "bfloat16, float32 parameters"},
+                              {DType::float16, DType::float16, false, "float16"},
+                              {DType::float16, DType::float32, false, "float16, float32 parameters"}};
+
+// ------------------------------------------------------------------------------------------------ running and checking
+std::string current;  // the case and the run, for reports: the sanitizers' know only the code
+int64_t runs = 0, wrong = 0;
+
+void print_current() { std::fprintf(stderr, "while running %s\n", current.c_str()); }
+
+// Runs the op with every instruction set and some thread counts; check() looks at the results of each.
+template <class Op, class Forget, class Check>
+void run_everywhere(const std::string& what, int64_t elements, const Op& op, const Forget& forget, const Check& check) {
+  for (const NamedIsa& isa : kIsas) {
+    if (!cpu::supported(isa.isa)) continue;
+    cpu::set_isa(isa.isa);
+    for (const int threads : elements < kLarge ? kThreads : kThreadsForLarge) {
+      current = what + ", " + isa.name + ", threads " + std::to_string(threads);
+      forget();
+      cpu::run(op, threads);
+      check();
+      ++runs;
+    }
+  }
+}
+
+// `compute` is the dtype that the kernel computes in: sums of it may be off by a few units of what was added up.
+void compare(const char* name, const Buffer& got, const Expected& want, DType compute) {
+  const double sums = compute == DType::float64 ? 64 : 8;  // float64 has nothing wider to merge partial sums in
+  const double least = got.dtype() == DType::float16 ? 0x1p-25 : 0;  // subnormal numbers round absolutely
+  for (int64_t i = 0; i < got.size(); ++i) {
+    const double tolerance =
+        1.01 * unit(got.dtype()) * std::fabs(want.value[i]) + sums * unit(compute) * want.size[i] + least;
+    if (std::isnan(want.value[i]) || std::fabs(got[i] - want.value[i]) <= tolerance) continue;
+    if (++wrong <= 20) {
+      std::fprintf(stderr, "%s: %s[%lld] is %.17g, not %.17g within %.3g\n", current.c_str(), name,
+                   static_cast<long long>(i), got[i], want.value[i], tolerance);
+    }
+    return;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ arrays
+// One case's arrays. Cases take turns at beginning where their allocation does and one element behind.
+class Arrays {
+ public:
+  explicit Arrays(int64_t number) : shifted_(number % 2), random_(number) {}
+
+  Buffer out(DType dtype, int64_t size) const { return Buffer(dtype, size, shifted_); }
+  Buffer in(DType dtype, int64_t size, double low, double high) {
+    Buffer buffer(dtype, size, shifted_);
+    std::uniform_real_distribution<double> uniform(low, high);
+    for (int64_t i = 0; i < size; ++i) buffer.set(i, uniform(random_));
+    return buffer;
+  }
+  Buffer copy(DType dtype, const std::vector<double>& values) const {
+    Buffer buffer(dtype, static_cast<int64_t>(values.size()), shifted_);
+    for (int64_t i = 0; i < buffer.size(); ++i) buffer.set(i, values[i]);
+    return buffer;
+  }
+
+ private:
+  bool shifted_;
+  std::mt19937_64 random_;
+};
+
+void* data(const std::optional<Buffer>& buffer) { return buffer ? buffer->data() : nullptr; }
+const Buffer* pointer(const std::optional<Buffer>& buffer) { return buffer ? &*buffer : nullptr; }
+void forget(std::optional<Buffer>& buffer) {
+  if (buffer) buffer->forget();
+}
+
+// What a caller may ask of the backward. Nobody asks for the gradient of a weight that is not there.
+struct Wanted {
+  bool has_weight, input, weight, bias, large;
+  const char* name;
+};
+constexpr Wanted kWanted[] = {{true, true, true, true, true, "all gradients"},
+                              {true, true, false, false, false, "grad_input"},
+                              {true, false, true, true, true, "grad_weight, grad_bias"},
+                              {true, false, true, false, false, "grad_weight"},
+                              {true, false, false, true, false, "grad_bias"},
+                              {false, true, false, false, true, "no weight, grad_input"},
+                              {false, true, false, true, false, "no weight, grad_input, grad_bias"}};
+
+struct Affine {
+  bool weight, bias, large;
+  const char* name;
+};
+constexpr Affine kAffine[] = {{true, true, true, "weight and bias"},
+                              {true, false, false, "weight"},
+                              {false, true, false, "bias"},
+                              {false, false, true, "neither weight nor bias"}};
+
+// Calls f(entry) for the entries of one of the tables that a case of that many elements gets.
+template <class Table, class F>
+void for_entries(const Table& table, int64_t elements, const F& f) {
+  for (const auto& entry : table)
+    if (elements < kLarge || entry.large) f(entry);
+}
+
+int64_t cases = 0;
+
+// Either norm's forward: `make` puts the arrays into the op, `training` says that the statistics are the input's.
+template <class MakeOp>
+void test_forward(const std::string& name, const Axes& axes, const DTypes& dtypes, bool training, const MakeOp& make) {
+  for_entries(kAffine, axes.elements, [&](const Affine& affine) {
+    Arrays arrays(cases++);
+    const DType statistics_type = statistics_dtype(dtypes.data);
+    const Buffer input = arrays.in(dtypes.data, axes.elements, -1, 3);
+    std::optional<Buffer> weight, bias, running_mean, running_var;
+    if (affine.weight) weight = arrays.in(dtypes.param, axes.affines, -2, 2);
+    if (affine.bias) bias = arrays.in(dtypes.param, axes.affines, -2, 2);
+    Statistics expected(axes.groups);
+    if (training) {
+      expected = statistics(axes, input, kEps);
+    } else {
+      running_mean = arrays.in(dtypes.param, axes.groups, -1, 1);
+      running_var = arrays.in(dtypes.param, axes.groups, 0.5, 2);
+      for (int64_t g = 0; g < axes.groups; ++g) {
+        expected.mean.set(g, (*running_mean)[g], std::fabs((*running_mean)[g]));
+        expected.var.set(g, (*running_var)[g], 0);
+      }
+      expected.set_from_var(kEps);
+    }
+    const Expected want = forward(axes, input, expected, pointer(weight), pointer(bias));
+    Buffer output = arrays.out(dtypes.data, axes.elements), mean = arrays.out(statistics_type, axes.groups),
+           rstd = arrays.out(statistics_type, axes.groups);
+    std::optional<Buffer> var;  // stays null in evaluation, where it is not written
+    if (training) var = arrays.out(statistics_type, axes.groups);
+    const auto op = make(input.data(), data(weight), data(bias), data(running_mean), data(running_var), output.data(),
+                         mean.data(), rstd.data(), data(var));
+    run_everywhere(
+        name + ", " + affine.name, axes.elements, op,
+        [&] {
+          output.forget(), mean.forget(), rstd.forget();
+          forget(var);
+        },
+        [&] {
+          compare("mean", mean, expected.mean, statistics_type);
+          compare("rstd", rstd, expected.rstd, statistics_type);
+          compare("output", output, want, statistics_type);
+          if constexpr (requires { op.var; }) {
+            if (var) compare("var", *var, expected.var, statistics_type);
+          }
+        });
+  });
+}
+
+template <class MakeOp>
+void test_backward(const std::string& name, const Axes& axes, const DTypes& dtypes, bool training, const MakeOp& make) {
+  for_entries(kWanted, axes.elements, [&](const Wanted& wanted) {
+    Arrays arrays(cases++);
+    const DType statistics_type = statistics_dtype(dtypes.data);
+    const Buffer input = arrays.in(dtypes.data, axes.elements, -1, 3);
+    const Buffer grad_output = arrays.in(dtypes.data, axes.elements, -1, 2);
+    std::optional<Buffer> weight;
+    if (wanted.has_weight) weight = arrays.in(dtypes.param, axes.affines, -2, 2);
+    const Statistics saved = statistics(axes, input, kEps);
+    const Buffer mean = arrays.copy(statistics_type, saved.mean.value);
+    const Buffer rstd = arrays.copy(statistics_type, saved.rstd.value);
+    const Gradients want = backward(axes, grad_output, input, mean, rstd, pointer(weight), training);
+    std::optional<Buffer> grad_input, grad_weight, grad_bias;
+    if (wanted.input) grad_input = arrays.out(dtypes.data, axes.elements);
+    if (wanted.weight) grad_weight = arrays.out(dtypes.param, axes.affines);
+    if (wanted.bias) grad_bias = arrays.out(dtypes.param, axes.affines);
+    const auto op = make(grad_output.data(), input.data(), mean.data(), rstd.data(), data(weight), data(grad_input),
+                         data(grad_weight), data(grad_bias));
+    run_everywhere(
+        name + ", " + wanted.name, axes.elements, op,
+        [&] { forget(grad_input), forget(grad_weight), forget(grad_bias); },
+        [&] {
+          if (grad_input) compare("grad_input", *grad_input, want.input, statistics_type);
+          if (grad_weight) compare("grad_weight", *grad_weight, want.weight, statistics_type);
+          if (grad_bias) compare("grad_bias", *grad_bias, want.bias, statistics_type);
+        });
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ LayerNorm
+void test_layer_norm(int64_t rows, int64_t columns) {
+  const Axes axes{rows * columns, rows, columns, columns, 1};
+  for_entries(kDTypes, axes.elements, [&](const DTypes& t) {
+    std::ostringstream what;
+    what << rows << " rows of " << columns << " " << t.name;
+    test_forward("layer_norm forward, " + what.str(), axes, t, true,
+                 [&](auto* input, auto* weight, auto* bias, auto*, auto*, auto* output, auto* mean, auto* rstd, auto*) {
+                   return LayerNormForward{input, weight,  bias, output, mean,   rstd,
+                                           rows,  columns, kEps, t.data, t.param};
+                 });
+    test_backward("layer_norm backward, " + what.str(), axes, t, true,
+                  [&](auto* grad_output, auto* input, auto* mean, auto* rstd, auto* weight, auto* grad_input,
+                      auto* grad_weight, auto* grad_bias) {
+                    return LayerNormBackward{grad_output, input,     mean, rstd,    weight, grad_input,
+                                             grad_weight, grad_bias, rows, columns, t.data, t.param};
+                  });
+  });
+}
+
+void test_layer_norms() {
+  // around the vectors' widths and what unrolling makes of them; never nothing: the bindings answer for empty tensors
+  for (const int64_t columns : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 257}) {
+    for (const int64_t rows : {1, 2, 7}) test_layer_norm(rows, columns);
+  }
+  for (const int64_t columns : {1000, 1023, 1025, 4097}) test_layer_norm(3, columns);  // several partial sums
+  test_layer_norm(300, 1);
+  test_layer_norm(129, 33);
+  test_layer_norm(1, 8193);
+  // fewer rows than threads, more, and many of them
+  for (const auto& [rows, columns] : {std::array<int64_t, 2>{1, 20000},
+                                      {1, 70000},
+                                      {2, 20000},
+                                      {3, 25000},
+                                      {5, 16385},
+                                      {5, 8193},
+                                      {33, 1025},
+                                      {1400, 25},
+                                      {2100, 17},
+                                      {35001, 1}}) {
+    test_layer_norm(rows, columns);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ BatchNorm
+void test_batch_norm(const BatchNormShape& shape) {
+  const int64_t stride = shape.channels_last ? 1 : shape.plane;
+  const Axes axes{shape.batch * shape.channels * shape.plane, shape.channels, stride, shape.channels, stride};
+  for_entries(kDTypes, axes.elements, [&](const DTypes& t) {
+    for (const bool training : {true, false}) {
+      std::ostringstream what;
+      what << (training ? "training, " : "evaluation, ") << shape.batch << " x " << shape.channels << " channels x "
+           << shape.plane << (shape.channels_last ? " channels last, " : ", ") << t.name;
+      test_forward("batch_norm forward, " + what.str(), axes, t, training,
+                   [&](auto* input, auto* weight, auto* bias, auto* running_mean, auto* running_var, auto* output,
+                       auto* mean, auto* rstd, auto* var) {
+                     return BatchNormForward{input, weight, bias,  running_mean, running_var, output, mean,
+                                             rstd,  var,    shape, kEps,         t.data,      t.param};
+                   });
+      test_backward("batch_norm backward, " + what.str(), axes, t, training,
+                    [&](auto* grad_output, auto* input, auto* mean, auto* rstd, auto* weight, auto* grad_input,
+                        auto* grad_weight, auto* grad_bias) {
+                      return BatchNormBackward{grad_output, input,     mean,  rstd,     weight, grad_input,
+                                               grad_weight, grad_bias, shape, training, t.data, t.param};
+                    });
+    }
+  });
+}
+
+void test_batch_norm_update(int64_t channels, int64_t count) {
+  const double momentum = 0.3;
+  for (const DTypes& t : kDTypes) {
+    if (t.param != t.data) continue;  // here the dtype is the running statistics'
+    Arrays arrays(cases++);
+    const DType statistics_type = statistics_dtype(t.data);
+    const Buffer mean = arrays.in(statistics_type, channels, -1, 1);
+    const Buffer var = arrays.in(statistics_type, channels, 0, 2);
+    const Buffer old_mean = arrays.in(t.data, channels, -1, 1), old_var = arrays.in(t.data, channels, 0, 2);
+    Buffer running_mean = arrays.out(t.data, channels), running_var = arrays.out(t.data, channels);
+    Expected want_mean(channels), want_var(channels);
+    const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
+    for (int64_t c = 0; c < channels; ++c) {
+      want_mean.set(c, (1 - momentum) * old_mean[c] + momentum * mean[c], std::fabs(old_mean[c]) + std::fabs(mean[c]));
+      want_var.set(c, (1 - momentum) * old_var[c] + momentum * var[c] * unbiased, old_var[c] + var[c] * unbiased);
+    }
+    const auto old = [&] {
+      for (int64_t c = 0; c < channels; ++c) {
+        running_mean.set(c, old_mean[c]);
+        running_var.set(c, old_var[c]);
+      }
+    };
+    const std::string what =
+        "batch_norm update, " + std::to_string(channels) + " channels of " + std::to_string(count) + ", " + t.name;
+    BatchNormUpdate op{mean.data(), var.data(), running_mean.data(), running_var.data(), channels, count,
+                       momentum,    t.data};
+    run_everywhere(what, channels, op, old, [&] {
+      compare("running_mean", running_mean, want_mean, statistics_type);
+      compare("running_var", running_var, want_var, statistics_type);
+    });
+    op.running_mean = nullptr;
+    run_everywhere(what + ", running_var only", channels, op, old,
+                   [&] { compare("running_var", running_var, want_var, statistics_type); });
+    op.running_mean = running_mean.data();
+    op.running_var = nullptr;
+    run_everywhere(what + ", running_mean only", channels, op, old,
+                   [&] { compare("running_mean", running_mean, want_mean, statistics_type); });
+  }
+}
+
+// clang-format off
+constexpr std::array<int64_t, 3> kBatchNormShapes[] = {  // batch, channels, plane
+    // next to nothing
+    {1, 1, 1}, {1, 4, 1}, {2, 1, 1}, {2, 3, 1},
+    // short planes and few columns
+    {5, 2, 2}, {9, 4, 1}, {3, 5, 7}, {2, 7, 15}, {2, 8, 16}, {3, 9, 17}, {3, 15, 1}, {3, 16, 1}, {3, 17, 1}, {5, 31, 3},
+    {5, 33, 1}, {17, 63, 1}, {17, 64, 1}, {17, 65, 1}, {16, 3, 49}, {300, 3, 1}, {1000, 1, 1},
+    // planes of some length
+    {3, 2, 63}, {3, 2, 64}, {3, 2, 65}, {2, 3, 255}, {2, 2, 257}, {2, 3, 1025}, {1, 1, 8193},
+    // wide rows
+    {2, 67, 49}, {3, 129, 5}, {2, 257, 4}, {1, 1023, 1}, {2, 1025, 1}, {3, 33, 63},
+    // few channels and many, long planes and short
+    {1, 1, 20000}, {2, 3, 2731}, {20000, 1, 1}, {1, 1, 70000}, {35001, 1, 1}, {1, 35001, 1}, {1, 2, 20000},
+    {3, 3, 8193}, {2100, 17, 1}, {10, 67, 49}, {3000, 5, 3}, {5, 70, 200}};
+// clang-format on
+
+void test_batch_norms() {
+  for (const bool channels_last : {false, true}) {
+    for (const auto& [batch, channels, plane] : kBatchNormShapes) {
+      if (plane == 1 && channels_last) continue;  // it is the same
+      test_batch_norm({batch, channels, plane, channels_last});
+    }
+  }
+  for (const int64_t channels : {1, 3, 4, 7, 8, 9, 15, 16, 17, 33, 65, 257, 8193}) {
+    for (const int64_t count : {2, 100}) test_batch_norm_update(channels, count);
+  }
+}
+
+}  // namespace
+}  // namespace normext::test
+
+int main() {
+  using namespace normext::test;
+  __sanitizer_set_death_callback(print_current);
+  test_layer_norms();
+  test_batch_norms();
+  std::printf("%lld cases, %lld runs, %lld results wrong\n", static_cast<long long>(cases),
+              static_cast<long long>(runs), static_cast<long long>(wrong));
+  return wrong ? 1 : 0;
+}
