@@ -14,8 +14,6 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
-
-
 DTYPES = ["float32", "bfloat16"]
 
 

@@ -30,8 +30,14 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
+def waited() -> float:
+    """Seconds that this thread was ready to run and had no core, since others had them; 0 where Linux does not tell."""
+    schedstat = Path("/proc/self/schedstat")  # time on a core, time waiting for one (ns), time slices
+    return int(schedstat.read_text().split()[1]) / 1e9 if schedstat.exists() else 0.0
+
+
 def describe(device: str) -> dict[str, object]:
-    """All that the figures depend on, ready for JSON. Called before the run: the load is that of others."""
+    """All that the figures depend on, ready for JSON."""
     changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     description: dict[str, object] = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -40,7 +46,6 @@ def describe(device: str) -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
-        "load": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),
         "instruction_set": _C.get_isa(),
         "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import normext
+from benchmarks.cases import Case
 
 Norm = Callable[..., Tensor]
 
@@ -90,10 +91,12 @@ PEERS = [
 
 
 def _check(norms: dict[str, Norm], device: str) -> None:
-    """Raises unless the LayerNorm of an optional peer is one, called the way we call it: versions differ."""
-    x, weight, bias = torch.randn(8, 64, device=device), torch.randn(64, device=device), torch.randn(64, device=device)
-    arguments = (x, [64], weight, bias, 1e-5)
-    torch.testing.assert_close(norms["layer_norm"](*arguments), F.layer_norm(*arguments), rtol=1e-4, atol=1e-4)
+    """Raises unless an optional peer, called the way we call it, computes what torch does: versions differ."""
+    for norm, function in norms.items():
+        case = Case(norm, "check", (8, 64))
+        leaves = case.leaves(device, gradients=True)
+        result, expected = (f(*case.arguments(leaves, training=True)) for f in (function, getattr(F, norm)))
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def installed(device: str) -> tuple[dict[str, dict[str, Norm]], dict[str, str]]:

@@ -45,7 +45,7 @@ def _plain(value: float, _: int) -> str:
 
 
 def _rows(results: list[Result]) -> dict[str, list[Result]]:
-    """Results by kind of case and layout, in the order of the run; channels_last is named where both layouts are."""
+    """Results by kind of case and layout, in the order of the run."""
     rows: dict[str, list[Result]] = {}
     for result in results:
         suffix = "\nchannels_last" if result.case.channels_last else ""
@@ -75,7 +75,7 @@ def _bars(axes: Axes, rows: dict[str, list[Result]], labels: list[str], peers: l
     axes.margins(x=0.15, y=0.02)
 
 
-def _speedups(norm: str, results: list[Result]) -> Figure:
+def _speedups(results: list[Result]) -> Figure:
     """Bars to the right of 1: normext is faster."""
     dtypes = list(dict.fromkeys(result.case.dtype_name for result in results))
     directions = list(dict.fromkeys(result.direction for result in results))
@@ -97,7 +97,7 @@ def _speedups(norm: str, results: list[Result]) -> Figure:
     return figure
 
 
-def _bandwidth(norm: str, results: list[Result], xlabel: str) -> Figure:
+def _bandwidth(results: list[Result], xlabel: str) -> Figure:
     """Lines under that of the copy, which is the roof."""
     dtypes = list(dict.fromkeys(result.case.dtype_name for result in results))
     directions = list(dict.fromkeys(result.direction for result in results))
@@ -117,8 +117,9 @@ def _bandwidth(norm: str, results: list[Result], xlabel: str) -> Figure:
                 if name in result.samples
                 and (result.case.layout, result.case.dtype_name, result.direction) == (layout, dtype, direction)
             ]
-            style = {"linestyle": "--"} if name == COPY else {"marker": "o", "markersize": 3.5}
-            axes.plot(*zip(*points, strict=True), color=COLORS[name], label=name, **style) if points else None
+            if points:
+                style = {"linestyle": "--"} if name == COPY else {"marker": "o", "markersize": 3.5}
+                axes.plot(*zip(*points, strict=True), color=COLORS[name], label=name, **style)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(_plain))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -144,9 +145,9 @@ def draw(folder: Path, stem: str, where: dict[str, object], results: list[Result
             swept = [result for result in members if result.case.group == sweep]
             figures = {}
             if members:
-                figures["speedup"] = _speedups(norm, members)
+                figures["speedup"] = _speedups(members)
             if len({result.case.shape[1] for result in swept}) > 1:
-                figures["bandwidth"] = _bandwidth(norm, swept, xlabel)
+                figures["bandwidth"] = _bandwidth(swept, xlabel)
             for kind, figure in figures.items():
                 figure.suptitle(
                     f"{NAMES[norm]} on {where.get('gpu', where['processor'])}, {where['threads']} threads, "

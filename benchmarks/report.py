@@ -121,8 +121,10 @@ def show(console: Console, where: dict[str, object], results: list[Result], call
         f"{where.get('gpu', where['processor'])}, {where['threads']} threads, {where['instruction_set']}, "
         f"torch {where['torch']}, normext {where['normext']}, {where['seconds']} s"
     )
-    if float(str(where["load"])) > 0.5:
-        console.print(f"Do not trust these figures: others kept {where['load']} cores busy at the start.", style="red")
+    if float(str(where["waited"])) > 0.05:
+        console.print(
+            f"The machine was busy: {where['waited']:.0%} of the time went by waiting for a core.", style="red"
+        )
 
 
 def _contenders(samples: Samples) -> dict[str, Any]:

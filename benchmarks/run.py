@@ -11,6 +11,7 @@ import torch
 import torch._dynamo
 import torch._functorch.config
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -106,25 +107,27 @@ def run(arguments: argparse.Namespace) -> None:
     tiny = overhead.calls(arguments.device)
 
     where = machine.describe(arguments.device)
-    started = time.monotonic()
+    started, waited = time.monotonic(), machine.waited()
     results: list[Result] = []
     calls: dict[str, Samples] = {}
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as progress:
+    # Drawn between the cases: a thread that draws would draw during them, too.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task("", total=sum(len(case.directions) for case in selected) + len(tiny))
         for label, contenders in tiny.items():
-            progress.update(task, description=label)
+            progress.update(task, description=label, refresh=True)
             calls[label] = timing.interleaved(contenders)
             progress.advance(task)
         for case in selected:
-            progress.update(task, description=f"{case.norm} {case.label} {case.dtype_name}")
+            progress.update(task, description=escape(f"{case.norm} {case.label} {case.dtype_name}"), refresh=True)
             for result in measure(case, peers, arguments.device):
                 results.append(result)
-                progress.advance(task)
+                progress.update(task, advance=1, refresh=True)
 
-    where["seconds"] = round(time.monotonic() - started)
+    seconds = time.monotonic() - started
+    where |= {"seconds": round(seconds), "waited": round((machine.waited() - waited) / seconds, 3)}
     report.show(console, where, results, calls)
     folder = arguments.output / machine.slug(where)
     folder.mkdir(parents=True, exist_ok=True)
