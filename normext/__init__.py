@@ -1,7 +1,7 @@
 """normext: torch.nn's normalization layers, faster and more exact.
 
 Functions (:func:`layer_norm`, :func:`batch_norm`) take the arguments of their namesakes in ``torch.nn.functional``,
-modules (:class:`LayerNorm`, :class:`BatchNorm1d`, ...) those of ``torch.nn``; the operators are ``torch.ops.normext.*``.
+modules (:class:`LayerNorm`, :class:`BatchNorm1d`, ...) those of ``torch.nn``; operators are ``torch.ops.normext.*``.
 """
 
 from normext import _load  # first: it loads the extension, or says why it cannot

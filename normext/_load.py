@@ -7,7 +7,9 @@ REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps ."
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f"normext extends PyTorch, and torch is not installed: pip install torch, then {REINSTALL}") from error
+    raise ImportError(
+        f"normext extends PyTorch, and torch is not installed: pip install torch, then {REINSTALL}"
+    ) from error
 
 try:
     from normext import _C

@@ -5,6 +5,8 @@ through ``torch.ops.normext``, which it can trace. Under ``torch.func`` transfor
 derivatives written in C++, they go through :mod:`normext.transforms`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ __all__ = ["batch_norm", "layer_norm"]
 
 def layer_norm(
     input: Tensor,
-    normalized_shape: list[int],
+    normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -78,17 +80,8 @@ def batch_norm(
         ValueError: in training with a single value per channel, or if eps is out of its range.
         RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
     """
-    if training:
-        if input.dim() >= 2 and input.numel() == input.shape[1]:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
-        if eps <= 0.0:
-            raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
-    elif eps < 0.0:
-        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
     if torch.compiler.is_compiling():
-        return torch.ops.normext.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
+        return torch.ops.normext.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if transforms.active():
         return transforms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)

@@ -20,7 +20,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
 
 class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
-    """What the three BatchNorm classes share: which statistics to use, and how to weigh the batch in the running ones."""
+    """What the three BatchNorm classes share: which statistics to use, and how much the batch weighs in them."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Takes and returns ``[N, C, *]``."""

@@ -202,18 +202,17 @@ def batch_norm(
 ) -> Tensor:
     """:func:`normext.batch_norm`, transformable. Running statistics under vmap must be mapped too, as in torch."""
     channel_shape = [1, -1] + [1] * (input.dim() - 2)
-
-    def per_channel(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.view(channel_shape)
-
     x = _wide(input)
     if not training:
-        assert running_mean is not None and running_var is not None
-        normalized = (x - per_channel(running_mean)) * torch.rsqrt(per_channel(running_var) + eps)
+        if running_mean is None or running_var is None:
+            raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
+        rstd = torch.rsqrt(_wide(running_var) + eps)
+        normalized = (x - running_mean.view(channel_shape)) * rstd.view(channel_shape)
     else:
         normalized = _Normalize.apply(x, ChannelStatistics(eps))[0]
         if running_mean is not None and running_var is not None:
             var, mean = torch.var_mean(x.detach().double(), [0, *range(2, x.dim())])
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_(var.to(running_var.dtype), momentum)
-    return _affine(normalized, per_channel(weight), per_channel(bias), input.dtype)
+    weight, bias = (None if p is None else p.view(channel_shape) for p in (weight, bias))
+    return _affine(normalized, weight, bias, input.dtype)

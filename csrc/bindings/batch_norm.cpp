@@ -26,7 +26,8 @@ struct Arguments {
 };
 
 c10::SymInt channels_of(const Tensor& input) {
-  TORCH_CHECK(input.dim() >= 2, "batch_norm: expected input of at least 2 dimensions, [N, C, *], but got input of size ",
+  TORCH_CHECK(input.dim() >= 2,
+              "batch_norm: expected input of at least 2 dimensions, [N, C, *], but got input of size ",
               input.sym_sizes());
   return input.sym_size(1);
 }
@@ -57,11 +58,9 @@ at::ScalarType check(const Tensor& input, const Arguments& a, bool training, dou
   check_size("running_var", a.running_var, channels);
   check_size("weight", a.weight, channels);
   check_size("bias", a.bias, channels);
-  return check_parameters("batch_norm", input,
-                          {{"weight", a.weight},
-                           {"bias", a.bias},
-                           {"running_mean", a.running_mean},
-                           {"running_var", a.running_var}});
+  return check_parameters(
+      "batch_norm", input,
+      {{"weight", a.weight}, {"bias", a.bias}, {"running_mean", a.running_mean}, {"running_var", a.running_var}});
 }
 
 // Contiguous or channels_last as input is; contiguous where it is neither.
@@ -80,8 +79,7 @@ Backward allocate_gradients(const Tensor& input, at::ScalarType parameters, Mask
   const auto parameter = [&](bool wanted) {
     return wanted ? at::empty_symint({input.sym_size(1)}, input.options().dtype(parameters)) : Tensor{};
   };
-  return {mask[0] ? at::empty_like(input, {}, memory_format(input)) : Tensor{}, parameter(mask[1]),
-          parameter(mask[2])};
+  return {mask[0] ? at::empty_like(input, {}, memory_format(input)) : Tensor{}, parameter(mask[1]), parameter(mask[2])};
 }
 
 BatchNormShape shape_of(const Tensor& input, at::MemoryFormat format) {
@@ -152,8 +150,7 @@ at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, co
 
 Backward backward_meta(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
                        const MaybeTensor& weight, const MaybeTensor& bias, bool, double, Mask mask) {
-  const auto param_type =
-      check_backward(grad_output, input, mean, rstd, or_undefined(weight), or_undefined(bias));
+  const auto param_type = check_backward(grad_output, input, mean, rstd, or_undefined(weight), or_undefined(bias));
   return allocate_gradients(input, param_type, mask);
 }
 
@@ -228,8 +225,7 @@ Forward call_forward(const Tensor& input, const MaybeTensor& running_mean, const
 }
 
 Backward call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                       const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps,
-                       Mask mask) {
+                       const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps, Mask mask) {
   static const auto op = operator_handle<decltype(backward_meta)>("normext::batch_norm_backward");
   return op.call(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
 }
@@ -243,11 +239,10 @@ void call_update_stats(const Tensor& running_mean, const Tensor& running_var, co
 // ------------------------------------------------------------------------------------------------ derivatives
 struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const MaybeTensor& weight,
-                               const MaybeTensor& bias, const MaybeTensor& running_mean,
-                               const MaybeTensor& running_var, bool training, double eps) {
+                               const MaybeTensor& bias, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                               bool training, double eps) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, mean, rstd, var] =
-        call_forward(input, running_mean, running_var, weight, bias, training, eps);
+    const auto [output, mean, rstd, var] = call_forward(input, running_mean, running_var, weight, bias, training, eps);
     ctx->save_for_backward({input, or_undefined(weight), or_undefined(bias), mean, rstd});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["training"] = training;
@@ -268,12 +263,11 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
 };
 
 struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
-                               const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight,
-                               const MaybeTensor& bias, bool training, double eps, Mask mask) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                               const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias, bool training,
+                               double eps, Mask mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto gradients =
-        call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
+    const auto gradients = call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
     ctx->save_for_backward({grad_output, input, mean, rstd, or_undefined(weight)});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["training"] = training;
@@ -297,8 +291,7 @@ struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFu
     const auto given = spread(grads, saved_mask(ctx));
     const auto gradients = double_backward({given[0], per_channel(given[1]), per_channel(given[2])}, grad_output, input,
                                            per_channel(weight), norm);
-    const Tensor grad_weight =
-        gradients.weight.defined() ? gradients.weight.view_symint(weight.sym_sizes()) : Tensor{};
+    const Tensor grad_weight = gradients.weight.defined() ? gradients.weight.view_symint(weight.sym_sizes()) : Tensor{};
     return {gradients.grad_output, gradients.input, {}, {}, grad_weight, {}, {}, {}, {}};
   }
 };
@@ -314,14 +307,13 @@ Forward forward_autograd(const Tensor& input, const MaybeTensor& running_mean, c
 }
 
 Backward backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                           const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps,
-                           Mask mask) {
+                           const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps, Mask mask) {
   if (!needs_autograd(grad_output, input, or_undefined(weight))) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
   }
-  const auto gradients = spread(
-      BatchNormBackwardFunction::apply(grad_output, input, mean, rstd, weight, bias, training, eps, mask), mask);
+  const auto gradients =
+      spread(BatchNormBackwardFunction::apply(grad_output, input, mean, rstd, weight, bias, training, eps, mask), mask);
   return {gradients[0], gradients[1], gradients[2]};
 }
 
@@ -338,8 +330,7 @@ void update_stats_versions(const Tensor& running_mean, const Tensor& running_var
 
 Tensor composite(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                  const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps) {
-  const auto [output, mean, rstd, var] =
-      call_forward(input, running_mean, running_var, weight, bias, training, eps);
+  const auto [output, mean, rstd, var] = call_forward(input, running_mean, running_var, weight, bias, training, eps);
   if (training && running_mean && input.sym_numel() != 0)
     call_update_stats(*running_mean, *running_var, mean, var, input.sym_numel() / input.sym_size(1), momentum);
   return output;

@@ -6,11 +6,16 @@ namespace normext {
 
 DType dtype_of(at::ScalarType type) {
   switch (type) {
-    case at::kDouble: return DType::float64;
-    case at::kFloat: return DType::float32;
-    case at::kBFloat16: return DType::bfloat16;
-    case at::kHalf: return DType::float16;
-    default: TORCH_INTERNAL_ASSERT(false, "unchecked dtype ", type);
+    case at::kDouble:
+      return DType::float64;
+    case at::kFloat:
+      return DType::float32;
+    case at::kBFloat16:
+      return DType::bfloat16;
+    case at::kHalf:
+      return DType::float16;
+    default:
+      TORCH_INTERNAL_ASSERT(false, "unchecked dtype ", type);
   }
 }
 
@@ -19,8 +24,7 @@ static bool is_half(at::ScalarType type) { return type == at::kBFloat16 || type 
 void check_input_dtype(const char* op, const Tensor& input) {
   const auto type = input.scalar_type();
   TORCH_CHECK_NOT_IMPLEMENTED(type == at::kDouble || type == at::kFloat || is_half(type), '"', op,
-                              "\" not implemented for '", type,
-                              "': expected Double, Float, BFloat16 or Half");
+                              "\" not implemented for '", type, "': expected Double, Float, BFloat16 or Half");
 }
 
 at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters) {
@@ -37,8 +41,8 @@ at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRe
       type = tensor.scalar_type();
       const bool fits = type == input_type || (is_half(input_type) && type == at::kFloat);
       TORCH_CHECK(fits, op, ": mixed dtype: expect parameter to have scalar type of ", input_type,
-                  is_half(input_type) ? " or Float" : "", " for an input of ", input_type, ", but got ",
-                  parameter.name, " of ", type);
+                  is_half(input_type) ? " or Float" : "", " for an input of ", input_type, ", but got ", parameter.name,
+                  " of ", type);
     }
     TORCH_CHECK(tensor.scalar_type() == type, op, ": mixed dtype: all parameters must share same datatype, but got ",
                 first->name, " of ", type, " and ", parameter.name, " of ", tensor.scalar_type());

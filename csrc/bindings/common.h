@@ -58,8 +58,7 @@ c10::TypedOperatorHandle<Signature> operator_handle(const char* name) {
 
 // Which of grad_input, grad_weight and grad_bias an autograd function has to compute, whose first tensor arguments are
 // input, weight and bias. Its edges are counted over the tensors that were there.
-inline Mask gradient_mask(torch::autograd::AutogradContext* ctx, const Tensor& weight,
-                                         const Tensor& bias) {
+inline Mask gradient_mask(torch::autograd::AutogradContext* ctx, const Tensor& weight, const Tensor& bias) {
   return {ctx->needs_input_grad(0), weight.defined() && ctx->needs_input_grad(1),
           bias.defined() && ctx->needs_input_grad(weight.defined() ? 2 : 1)};
 }

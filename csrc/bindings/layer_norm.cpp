@@ -17,8 +17,7 @@ using Forward = std::tuple<Tensor, Tensor, Tensor>;
 using Backward = std::tuple<Tensor, Tensor, Tensor>;
 
 // ------------------------------------------------------------------------------------------------ checks, allocation
-void check_shapes(const Tensor& input, c10::SymIntArrayRef normalized_shape, const Tensor& weight,
-                  const Tensor& bias) {
+void check_shapes(const Tensor& input, c10::SymIntArrayRef normalized_shape, const Tensor& weight, const Tensor& bias) {
   TORCH_CHECK(!normalized_shape.empty(), "Expected normalized_shape to be at least 1-dimensional, i.e., containing at ",
               "least one element, but got normalized_shape = ", normalized_shape);
   const auto check_parameter = [&](const char* name, const Tensor& parameter) {
@@ -110,14 +109,14 @@ void check_gradient(const Tensor& grad_output, const Tensor& input) {
 void check_statistics(const Tensor& statistics, const char* name, const Tensor& input,
                       c10::SymIntArrayRef normalized_shape) {
   const auto leading = input.sym_sizes().slice(0, input.dim() - normalized_shape.size());
-  TORCH_CHECK(statistics.sym_numel() == c10::multiply_integers(leading) &&
-                  statistics.scalar_type() == statistics_type(input),
-              "layer_norm_backward: expected ", name, " as layer_norm_forward returns it, one ",
-              statistics_type(input), " per row, but got ", statistics.sym_sizes(), " of ", statistics.scalar_type());
+  TORCH_CHECK(
+      statistics.sym_numel() == c10::multiply_integers(leading) && statistics.scalar_type() == statistics_type(input),
+      "layer_norm_backward: expected ", name, " as layer_norm_forward returns it, one ", statistics_type(input),
+      " per row, but got ", statistics.sym_sizes(), " of ", statistics.scalar_type());
 }
 
 at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                       const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias) {
+                              const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias) {
   const auto param_type = check(input, normalized_shape, weight, bias);
   check_gradient(grad_output, input);
   check_statistics(mean, "mean", input, normalized_shape);
@@ -128,8 +127,8 @@ at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, c1
 Backward backward_meta(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                        const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
                        double, Mask mask) {
-  const auto param_type = check_backward(grad_output, input, normalized_shape, mean, rstd, or_undefined(weight),
-                                      or_undefined(bias));
+  const auto param_type =
+      check_backward(grad_output, input, normalized_shape, mean, rstd, or_undefined(weight), or_undefined(bias));
   return allocate_gradients(input, normalized_shape, param_type, mask);
 }
 
@@ -207,11 +206,9 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
 struct LayerNormBackwardFunction : torch::autograd::Function<LayerNormBackwardFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
                                c10::SymIntArrayRef normalized_shape, const Tensor& mean, const Tensor& rstd,
-                               const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                               Mask mask) {
+                               const MaybeTensor& weight, const MaybeTensor& bias, double eps, Mask mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto gradients =
-        call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
+    const auto gradients = call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
     ctx->save_for_backward({grad_output, input, or_undefined(weight)});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["normalized_dims"] = static_cast<int64_t>(normalized_shape.size());
@@ -248,9 +245,9 @@ Backward backward_autograd(const Tensor& grad_output, const Tensor& input, c10::
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
   }
-  const auto gradients = spread(LayerNormBackwardFunction::apply(grad_output, input, normalized_shape, mean, rstd,
-                                                                 weight, bias, eps, mask),
-                                mask);
+  const auto gradients = spread(
+      LayerNormBackwardFunction::apply(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask),
+      mask);
   return {gradients[0], gradients[1], gradients[2]};
 }
 

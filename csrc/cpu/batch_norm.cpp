@@ -62,7 +62,7 @@ void forward(const BatchNormForward& op, int threads) {
     const auto first = [&](int64_t channel) { return load_one(in[0] + channels.first_element(channel)); };
     channels.reduce<MomentSums<T>, T>(
         block, slice, in, [&](int64_t channel, S(&shift)[1]) { shift[0] = first(channel); },
-        [&](int64_t channel, const double(&totals)[2]) {
+        [&](int64_t channel, const double (&totals)[2]) {
           partials[slice * channel_count + channel] =
               moments_from_sums(channels.count(slice), first(channel), totals[0], totals[1]);
         });
@@ -86,9 +86,8 @@ void forward(const BatchNormForward& op, int threads) {
                                coefficients[channel].k);
   };
   const auto map = [&](int64_t block, int64_t slice) {
-    channels.map<Normalize<T>, T>(block, slice, in, static_cast<T*>(op.output), [&](int64_t channel, S(&k)[3]) {
-      std::copy_n(coefficients[channel].k, 3, k);
-    });
+    channels.map<Normalize<T>, T>(block, slice, in, static_cast<T*>(op.output),
+                                  [&](int64_t channel, S(&k)[3]) { std::copy_n(coefficients[channel].k, 3, k); });
   };
   channels.run(reduce, finish, map);
 }
@@ -118,7 +117,7 @@ void backward(const BatchNormBackward& op, int threads) {
           k[0] = mean[channel];
           k[1] = rstd[channel];
         },
-        [&](int64_t channel, const double(&totals)[3]) {
+        [&](int64_t channel, const double (&totals)[3]) {
           partials[slice * channel_count + channel] = {totals[0], totals[1], totals[2]};
         });
   };
@@ -142,9 +141,8 @@ void backward(const BatchNormBackward& op, int threads) {
     if (!dx) return;
     if (op.training) {
       const T* const in[2] = {dy, x};
-      channels.map<TrainingGradient<T>, T>(block, slice, in, dx, [&](int64_t channel, S(&k)[4]) {
-        std::copy_n(coefficients[channel].k, 4, k);
-      });
+      channels.map<TrainingGradient<T>, T>(
+          block, slice, in, dx, [&](int64_t channel, S(&k)[4]) { std::copy_n(coefficients[channel].k, 4, k); });
     } else {
       const T* const in[1] = {dy};
       channels.map<EvaluationGradient<T>, T>(block, slice, in, dx,

@@ -13,9 +13,9 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kShortPlane = 64;      // elements; shorter planes are walked as columns
-constexpr int64_t kNarrow = 64;          // columns; narrower matrices get several rows side by side
-constexpr int64_t kPlanePiece = 16384;   // elements; longer planes can be cut between threads
+constexpr int64_t kShortPlane = 64;     // elements; shorter planes are walked as columns
+constexpr int64_t kNarrow = 64;         // columns; narrower matrices get several rows side by side
+constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut between threads
 
 class Channels {
  public:
@@ -128,9 +128,7 @@ class Channels {
   int64_t unit_begin(int64_t slice) const { return units_ * slice / slices_; }
 
   // A unit is a plane, or one of the pieces of a long plane: this is where it begins, counted along one channel.
-  int64_t plane_offset(int64_t unit) const {
-    return unit / pieces_ * plane_ + plane_ * (unit % pieces_) / pieces_;
-  }
+  int64_t plane_offset(int64_t unit) const { return unit / pieces_ * plane_ + plane_ * (unit % pieces_) / pieces_; }
 
   template <class F>
   void for_segments(int64_t channel, int64_t slice, const F& f) const {

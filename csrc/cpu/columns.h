@@ -52,7 +52,8 @@ void load_columns(const T* const (&in)[kInputs], int64_t offset, Vector<T> (&x)[
     load_inputs(in, offset, x, count);
 }
 
-// Adds a short sum (sums.h) of each column to totals; coefficients and totals are indexed from the block's first column.
+// Adds a short sum (sums.h) of each column to totals; coefficients and totals are indexed from the block's first
+// column.
 template <class Sum, class T>
 void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
                     const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],

@@ -15,10 +15,14 @@ template <class F>
 void with_types(DType dtype, DType param_dtype, const F& f) {
   const bool same = dtype == param_dtype;
   switch (dtype) {
-    case DType::float64: return f(Type<double>{}, Type<double>{});
-    case DType::float32: return f(Type<float>{}, Type<float>{});
-    case DType::bfloat16: return same ? f(Type<BFloat16>{}, Type<BFloat16>{}) : f(Type<BFloat16>{}, Type<float>{});
-    case DType::float16: return same ? f(Type<Float16>{}, Type<Float16>{}) : f(Type<Float16>{}, Type<float>{});
+    case DType::float64:
+      return f(Type<double>{}, Type<double>{});
+    case DType::float32:
+      return f(Type<float>{}, Type<float>{});
+    case DType::bfloat16:
+      return same ? f(Type<BFloat16>{}, Type<BFloat16>{}) : f(Type<BFloat16>{}, Type<float>{});
+    case DType::float16:
+      return same ? f(Type<Float16>{}, Type<Float16>{}) : f(Type<Float16>{}, Type<float>{});
   }
 }
 

@@ -23,10 +23,13 @@ template <class Op>
 void run(const Op& op, int threads) {
   switch (current_isa()) {
 #if defined(__x86_64__)
-    case Isa::avx512: return run_on<Isa::avx512>(op, threads);
-    case Isa::avx2: return run_on<Isa::avx2>(op, threads);
+    case Isa::avx512:
+      return run_on<Isa::avx512>(op, threads);
+    case Isa::avx2:
+      return run_on<Isa::avx2>(op, threads);
 #endif
-    default: return run_on<Isa::baseline>(op, threads);
+    default:
+      return run_on<Isa::baseline>(op, threads);
   }
 }
 

@@ -14,9 +14,10 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kPiece = 8192;     // columns
-constexpr int64_t kRowsAtOnce = 4;   // rows whose products are summed in float32 before they join grad_weight
-constexpr int64_t kCached = 262144;  // bytes of input that surely stay in a second-level cache, with as much grad_output
+constexpr int64_t kPiece = 8192;    // columns
+constexpr int64_t kRowsAtOnce = 4;  // rows whose products are summed in float32 before they join grad_weight
+constexpr int64_t kCached =
+    262144;  // bytes of input that surely stay in a second-level cache, with as much grad_output
 
 inline int64_t pieces_of(int64_t columns) { return (columns + kPiece - 1) / kPiece; }
 inline int64_t piece_length(int64_t columns, int64_t piece) { return std::min(kPiece, columns - piece * kPiece); }
@@ -78,7 +79,8 @@ void forward(const LayerNormForward& op, int threads) {
     parallel_for(op.rows, threads, [&](int64_t begin, int64_t end, int) {
       for (int64_t row = begin; row < end; ++row) {
         Moments moments;
-        for (int64_t piece = 0; piece < pieces; ++piece) moments += piece_moments(input + row * columns, columns, piece);
+        for (int64_t piece = 0; piece < pieces; ++piece)
+          moments += piece_moments(input + row * columns, columns, piece);
         finish(row, moments, 0, columns);
       }
     });

@@ -88,8 +88,7 @@ inline Doubles first_lanes(Doubles x, int64_t count) {
   typedef int64_t Longs __attribute__((vector_size(kVectorBytes)));
   Longs lane;
   for (int i = 0; i < kLanes / 2; ++i) lane[i] = i;
-  return {(Doubles::Half)((Longs)x.low & (lane < count)),
-          (Doubles::Half)((Longs)x.high & (lane + kLanes / 2 < count))};
+  return {(Doubles::Half)((Longs)x.low & (lane < count)), (Doubles::Half)((Longs)x.high & (lane + kLanes / 2 < count))};
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -9,7 +9,8 @@
 namespace normext {
 
 // output = (input - mean) * rstd * weight + bias, with rstd = 1 / sqrt(var + eps) and the biased variance
-// (Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 3 and 4). A null weight stands for 1, a null bias for 0.
+// (Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 3 and 4). A null weight stands for 1, a null bias for
+// 0.
 struct LayerNormForward {
   const void *input, *weight, *bias;
   void *output, *mean, *rstd;

@@ -1,0 +1,25 @@
+"""The compiled extension, csrc/bindings/module.cpp."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+build_info: dict[str, str | int]
+
+def layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, /
+) -> Tensor: ...
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    /,
+) -> Tensor: ...
+def supported_isas() -> list[str]: ...
+def get_isa() -> str: ...
+def set_isa(name: str, /) -> None: ...
