@@ -122,9 +122,7 @@ def show(console: Console, where: dict[str, object], results: list[Result], call
         f"torch {where['torch']}, normext {where['normext']}, {where['seconds']} s"
     )
     if float(str(where["waited"])) > 0.05:
-        console.print(
-            f"The machine was busy: {where['waited']:.0%} of the time went by waiting for a core.", style="red"
-        )
+        console.print(f"The machine was busy: a core was waited for {where['waited']:.0%} of the time.", style="red")
 
 
 def _contenders(samples: Samples) -> dict[str, Any]:

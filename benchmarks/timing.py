@@ -9,7 +9,7 @@ Call = Callable[[], object]
 Samples = dict[str, list[float]]
 
 ROUNDS = 15
-SAMPLE_SECONDS = 5e-3  # a sample repeats its call until it lasts this long
+SAMPLE_SECONDS = 3e-3  # a sample repeats its call until it lasts this long
 
 
 def _sample(call: Call, loops: int) -> float:
