@@ -22,7 +22,8 @@ STATISTICS_DTYPE = {
     torch.float16: torch.float32,
 }
 # What normext promises: float64 arithmetic, rounded. Half an ulp is the rounding itself, the rest leaves room for short
-# float32 partial sums merged in float64. Neither grows with the row: a sum in float32, or E[x^2] - E[x]^2, fails.
+# float32 partial sums merged in float64. Neither grows with the row: a sum in float32, or E[x^2] - E[x]^2, fails. Only
+# float64 tensors, which have nothing wider to be summed in, add reduction() to them.
 MEAN = 1.0  # of the row's root mean square: deviations' errors, not the (possibly cancelled) mean's own size, count
 VARIANCE = 4.0  # of the variance: all its terms have one sign
 RSTD = VARIANCE / 2 + 1  # of rstd = (var + eps)^(-1/2): half the variance's error, then a root and a division
@@ -163,17 +164,19 @@ def _norm(
         xhat = (x - mean) * rstd
         output = xhat * w + b
 
-        mean_error = MEAN * ulp * np.hypot(mean, np.sqrt(var))
+        count = math.prod(x.shape[i] for i in reduced)
+        summing = reduction(count) if stat == torch.float64 else 0.0
+        mean_error = (MEAN + summing) * ulp * np.hypot(mean, np.sqrt(var))
         shift = mean_error * rstd  # what rounding the mean does to every xhat of the row
-        output_error = ulp * ((RSTD + AFFINE) * abs(xhat * w) + AFFINE * abs(b)) + shift * abs(w)
+        output_error = ulp * ((RSTD + summing + AFFINE) * abs(xhat * w) + AFFINE * abs(b)) + shift * abs(w)
 
         # LayerNorm's statistics keep the reduced dimensions as ones, BatchNorm's are [channels].
         flat = mean.size if reduced == shared else mean.shape
         result = {
             "output": _expected(output, output_error, input.dtype),
             "mean": _expected(mean.reshape(flat), mean_error.reshape(flat), stat),
-            "rstd": _expected(rstd.reshape(flat), (RSTD * ulp * rstd).reshape(flat), stat),
-            "var": _expected(var.reshape(flat), (VARIANCE * ulp * var).reshape(flat), stat),
+            "rstd": _expected(rstd.reshape(flat), ((RSTD + summing) * ulp * rstd).reshape(flat), stat),
+            "var": _expected(var.reshape(flat), ((VARIANCE + summing) * ulp * var).reshape(flat), stat),
         }
         if grad_output is None:
             return Norm(**result)
@@ -182,7 +185,7 @@ def _norm(
         g = dy * w
         if running is None:
             mean_g, mean_gx = _mean(g, reduced), _mean(g * xhat, reduced)
-            summing = reduction(math.prod(x.shape[i] for i in reduced)) * ulp
+            summing = reduction(count) * ulp
             terms = abs(g) + abs(mean_g) + abs(xhat * mean_gx)
             sums = _mean(abs(g), reduced) + abs(xhat) * _mean(abs(g * xhat), reduced)
             shifted = shift * (abs(mean_gx) + (abs(xhat) + shift) * abs(mean_g))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -181,6 +182,7 @@ modes = pytest.mark.parametrize("training", [True, False], ids=["training", "eva
 
 def check_compiled(module: torch.nn.Module, shapes: list[list[int]], device: str, **options: object) -> None:
     """Runs both on an input of each shape in turn, and compares everything after each."""
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)  # the layers around a norm are torch's own
     module = module.to(device)
     twin = copy.deepcopy(module)
     compiled = torch.compile(twin, fullgraph=True, **options)
@@ -188,12 +190,12 @@ def check_compiled(module: torch.nn.Module, shapes: list[list[int]], device: str
         x = values(*shape, device=device)
         inputs = x.clone().requires_grad_(), x.clone().requires_grad_()
         outputs = module(inputs[0]), compiled(inputs[1])
-        torch.testing.assert_close(outputs[1], outputs[0])
+        close(outputs[1], outputs[0])
         for y in outputs:
             y.square().sin().sum().backward()
-        torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
-        torch.testing.assert_close([p.grad for p in twin.parameters()], [p.grad for p in module.parameters()])
-        torch.testing.assert_close(dict(twin.named_buffers()), dict(module.named_buffers()))
+        close(inputs[1].grad, inputs[0].grad)
+        close([p.grad for p in twin.parameters()], [p.grad for p in module.parameters()])
+        close(dict(twin.named_buffers()), dict(module.named_buffers()))
 
 
 @modules
