@@ -25,7 +25,10 @@ STATISTICS_DTYPE = {
 # float32 partial sums merged in float64. Neither grows with the row: a sum in float32, or E[x^2] - E[x]^2, fails. Only
 # float64 tensors, which have nothing wider to be summed in, add reduction() to them.
 MEAN = 1.0  # of the row's root mean square: deviations' errors, not the (possibly cancelled) mean's own size, count
-VARIANCE = 4.0  # of the variance: all its terms have one sign
+CENTER = (
+    1.0  # of the deviation: what is subtracted is the mean before it is rounded, however large beside the deviation
+)
+VARIANCE = 2.0  # of the variance: all its terms have one sign
 RSTD = VARIANCE / 2 + 1  # of rstd = (var + eps)^(-1/2): half the variance's error, then a root and a division
 # xhat = (x - mean) * rstd, times weight, plus bias: half an ulp each.
 AFFINE = 2.0
@@ -166,8 +169,9 @@ def _norm(
 
         count = math.prod(x.shape[i] for i in reduced)
         summing = reduction(count) if stat == torch.float64 else 0.0
-        mean_error = (MEAN + summing) * ulp * np.hypot(mean, np.sqrt(var))
-        shift = mean_error * rstd  # what rounding the mean does to every xhat of the row
+        rms = np.hypot(mean, np.sqrt(var))
+        mean_error = (MEAN + summing) * ulp * rms
+        shift = ulp * (CENTER + summing * rms * rstd)  # what the mean's error does to every xhat of the row
         output_error = ulp * ((RSTD + summing + AFFINE) * abs(xhat * w) + AFFINE * abs(b)) + shift * abs(w)
 
         # LayerNorm's statistics keep the reduced dimensions as ones, BatchNorm's are [channels].

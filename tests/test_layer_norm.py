@@ -218,8 +218,9 @@ def test_largest_halves(backend: str, columns: int) -> None:
     check_forward(x)
 
 
-def test_one_far_value(backend: str) -> None:
-    x = torch.randn(4, 1000, device=backend)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
+def test_one_far_value(backend: str, dtype: torch.dtype) -> None:
+    x = torch.randn(4, 1000, dtype=dtype, device=backend)
     for row, column in enumerate([0, 15, 500, 999]):  # at a vector's ends, in the middle, in the tail
         x[row, column] = 1e6
     check_forward(x)
