@@ -1,5 +1,6 @@
 """Loads the compiled extension, which registers ``torch.ops.normext.*``; says in one sentence why it cannot."""
 
+import importlib.util
 import os
 
 REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps ."
@@ -11,6 +12,11 @@ except ImportError as error:
         f"normext extends PyTorch, and torch is not installed: pip install torch, then {REINSTALL}"
     ) from error
 
+if importlib.util.find_spec("normext._C") is None:
+    raise ImportError(
+        "normext's extension is not built in the folder it is imported from, "
+        f"{os.path.dirname(__file__)}: build it there with make develop, or import the installed package from elsewhere"
+    )
 try:
     from normext import _C
 except ImportError as error:

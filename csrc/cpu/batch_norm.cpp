@@ -13,7 +13,7 @@ namespace normext::cpu::NORMEXT_ISA {
 template <class T>
 struct Normalize {
   static constexpr int kInputs = 1, kCoefficients = 3;
-  static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[3]) { return (in[0] - k[0]) * k[1] + k[2]; }
+  static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[3]) { return fma(in[0] - k[0], k[1], k[2]); }
 
   static void coefficients(double mean, double rstd, double weight, double bias, Scalar<T> (&k)[3]) {
     const double scale = rstd * weight;
@@ -28,7 +28,7 @@ template <class T>
 struct TrainingGradient {
   static constexpr int kInputs = 2, kCoefficients = 4;
   static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[4]) {
-    return (in[1] - k[0]) * k[1] + (in[0] * k[2] + k[3]);
+    return fma(in[1] - k[0], k[1], fma(in[0], k[2], k[3]));
   }
 };
 

@@ -48,7 +48,7 @@ void normalize(const T* x, const P* weight, const P* bias, T* y, int64_t begin, 
   const Vector<T> shift = broadcast(static_cast<Scalar<T>>((high - mean) * rstd));
   const Vector<T> one = broadcast(Scalar<T>{1}), zero = broadcast(Scalar<T>{0});
   const auto apply = [&](Vector<T> v, int64_t at, int64_t count) {
-    return ((v - center) * scale + shift) * load_or(weight, at, count, one) + load_or(bias, at, count, zero);
+    return fma(fma(v - center, scale, shift), load_or(weight, at, count, one), load_or(bias, at, count, zero));
   };
   int64_t at = begin;
   for (; at + kLanes <= end; at += kLanes) store(y + at, apply(load(x + at), at, kLanes));
@@ -150,14 +150,14 @@ struct Backward {
     return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
   }
 
-  // What a row's elementwise pass needs: dx = (g - xhat * slope - level) * rstd, xhat = (x - mean) * rstd - offset.
+  // What a row's elementwise pass needs: xhat = (x - mean) * rstd + offset, dx = g * rstd + xhat * slope + level.
   struct Row {
     V mean, rstd, offset, slope, level;
   };
   Row row_coefficients(int64_t row, const Gradients& sums) const {
-    const double n = static_cast<double>(columns);
-    return {broadcast(mean[row]), broadcast(rstd[row]), broadcast(static_cast<S>(sums.offset(n))),
-            broadcast(static_cast<S>(sums.corrected(n) / n)), broadcast(static_cast<S>(sums.g / n))};
+    const double n = static_cast<double>(columns), r = rstd[row];
+    return {broadcast(mean[row]), broadcast(rstd[row]), broadcast(static_cast<S>(-sums.offset(n))),
+            broadcast(static_cast<S>(-r * (sums.corrected(n) / n))), broadcast(static_cast<S>(-r * (sums.g / n)))};
   }
 
   // Columns [begin, end) of kRows rows from `first`: writes grad_input and adds to the weight's and bias's totals,
@@ -174,11 +174,11 @@ struct Backward {
         const int64_t i = (first + r) * columns + at;
         const V dy = whole ? load(grad_output + i) : load(grad_output + i, count);
         const V x = whole ? load(input + i) : load(input + i, count);
-        const V xhat = (x - row[r].mean) * row[r].rstd - row[r].offset;
-        dy_xhat = dy_xhat + dy * xhat;
+        const V xhat = fma(x - row[r].mean, row[r].rstd, row[r].offset);
+        dy_xhat = fma(dy, xhat, dy_xhat);
         dy_sum = dy_sum + dy;
         if (!grad_input) continue;
-        const V dx = (dy * w - xhat * row[r].slope - row[r].level) * row[r].rstd;
+        const V dx = fma(xhat, row[r].slope, fma(dy * w, row[r].rstd, row[r].level));
         if (whole)
           store(grad_input + i, dx);
         else

@@ -1,13 +1,15 @@
 // simd.h -- the small vector type of the CPU kernels: kLanes floats, or as many doubles.
 //
-// Built on the compiler's vector extensions, so that + - * and fused multiply-add come by themselves on every machine;
-// intrinsics only where the compiler needs help. Compiled once per instruction set, everything in its own namespace:
-// were two sets to share an inline function, the linker would keep one, and run AVX-512 where there is none.
+// Built on the compiler's vector extensions, so that + - * come by themselves on every machine; intrinsics where there
+// is no operator. Compiled once per instruction set, everything in its own namespace: were two sets to share an inline
+// function, the linker would keep one, and run AVX-512 where there is none.
 #pragma once
 #include <cstdint>
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace normext::cpu::NORMEXT_ISA {
@@ -69,6 +71,31 @@ inline Doubles widen(Floats x) {
   return {__builtin_convertvector(halves.low, Doubles::Half), __builtin_convertvector(halves.high, Doubles::Half)};
 #endif
 }
+
+// a * b + c, rounded once where the machine can (all but x86-64's baseline). Always spelled out, never left to the
+// compiler, which fuses in one place and not in another: the same element must come out the same wherever it stands.
+#if defined(__AVX512F__)
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Doubles fma(Doubles a, Doubles b, Doubles c) {
+  return {_mm512_fmadd_pd(a.low, b.low, c.low), _mm512_fmadd_pd(a.high, b.high, c.high)};
+}
+#elif defined(__FMA__)
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Doubles fma(Doubles a, Doubles b, Doubles c) {
+  return {_mm256_fmadd_pd(a.low, b.low, c.low), _mm256_fmadd_pd(a.high, b.high, c.high)};
+}
+#elif defined(__aarch64__)
+inline Floats fma(Floats a, Floats b, Floats c) {
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+inline Doubles fma(Doubles a, Doubles b, Doubles c) {
+  return {(Doubles::Half)vfmaq_f64((float64x2_t)c.low, (float64x2_t)a.low, (float64x2_t)b.low),
+          (Doubles::Half)vfmaq_f64((float64x2_t)c.high, (float64x2_t)a.high, (float64x2_t)b.high)};
+}
+#else
+inline Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
+inline Doubles fma(Doubles a, Doubles b, Doubles c) { return a * b + c; }
+#endif
 
 // The sum of all lanes, in an order that is the same on every call.
 inline double sum(Doubles x) {

@@ -43,7 +43,7 @@ struct MomentSums {
     Doubles d = widen(in[0]) - widen(shift[0]);
     if (count < kLanes) d = first_lanes(d, count);
     first += d;
-    second += d * d;
+    second = fma(d, d, second);
   }
   void flush(Doubles (&sums)[2]) const {
     sums[0] += first;
@@ -69,7 +69,7 @@ struct GradientSums {
     Vector<T> normalized = (in[1] - k[0]) * k[1];
     if (count < kLanes) normalized = first_lanes(normalized, count);
     g = g + in[0];
-    g_xhat = g_xhat + in[0] * normalized;
+    g_xhat = fma(in[0], normalized, g_xhat);
     xhat = xhat + normalized;
   }
   void flush(Doubles (&sums)[3]) const {

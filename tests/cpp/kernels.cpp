@@ -2,7 +2,7 @@
 // thresholds, without torch: for builds with sanitizers (test_sanitizers.py), which look for accesses outside the
 // arrays, undefined behaviour and races. Values are checked too, so that it cannot pass by computing nothing.
 //
-// That it finds what it is for was shown by planting faults in a kernel: see test_sanitizers.py.
+// That it finds what it is for was tried with planted faults: see test_sanitizers.py.
 #include <sanitizer/common_interface_defs.h>
 
 #include <array>
