@@ -2,7 +2,7 @@
 //
 // input, output and the gradients are contiguous [rows, columns] of `dtype`; weight and bias are [columns] of
 // `param_dtype`; mean and rstd are [rows], float64 if `dtype` is float64, float32 otherwise.
-// param_dtype is dtype, or float32 where dtype is a half type.
+// There is at least one element. param_dtype is dtype, or float32 where dtype is a half type.
 #pragma once
 #include "types.h"
 
