@@ -211,8 +211,7 @@ def batch_norm(
     else:
         normalized = _Normalize.apply(x, ChannelStatistics(eps))[0]
         if running_mean is not None and running_var is not None:
-            var, mean = torch.var_mean(x.detach().double(), [0, *range(2, x.dim())])
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_(var.to(running_var.dtype), momentum)
+            _, mean, _, var = ops.batch_norm_forward(x.detach(), None, None, None, None, True, eps)
+            ops.batch_norm_update_stats(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     weight, bias = (None if p is None else p.view(channel_shape) for p in (weight, bias))
     return _affine(normalized, weight, bias, input.dtype)

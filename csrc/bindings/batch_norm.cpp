@@ -26,10 +26,10 @@ struct Arguments {
 };
 
 c10::SymInt channels_of(const Tensor& input) {
-  TORCH_CHECK(input.dim() >= 2,
+  TORCH_CHECK(input.dim() >= 2 || input.sym_numel() == 0,
               "batch_norm: expected input of at least 2 dimensions, [N, C, *], but got input of size ",
               input.sym_sizes());
-  return input.sym_size(1);
+  return input.dim() >= 2 ? input.sym_size(1) : 0;
 }
 
 void check_size(const char* name, const Tensor& parameter, const c10::SymInt& channels) {
@@ -46,7 +46,7 @@ at::ScalarType check(const Tensor& input, const Arguments& a, bool training, dou
     TORCH_CHECK_VALUE(a.running_mean.defined() == a.running_var.defined(),
                       "running_mean and running_var must either both be None or neither be None");
     const auto sizes = input.sym_sizes();
-    TORCH_CHECK_VALUE(sizes[0] * c10::multiply_integers(sizes.slice(2)) != 1,
+    TORCH_CHECK_VALUE(sizes.size() < 2 || sizes[0] * c10::multiply_integers(sizes.slice(2)) != 1,
                       "Expected more than 1 value per channel when training, got input size torch.Size(", sizes, ")");
     TORCH_CHECK_VALUE(eps > 0, "batch_norm eps must be positive during training, but got ", eps);
   } else {
@@ -63,21 +63,24 @@ at::ScalarType check(const Tensor& input, const Arguments& a, bool training, dou
       {{"weight", a.weight}, {"bias", a.bias}, {"running_mean", a.running_mean}, {"running_var", a.running_var}});
 }
 
-// Contiguous or channels_last as input is; contiguous where it is neither.
+// Contiguous or channels_last as input is; what torch suggests where it is neither.
 at::MemoryFormat memory_format(const Tensor& input) {
-  return input.is_contiguous() ? at::MemoryFormat::Contiguous : input.suggest_memory_format();
+  for (const auto format :
+       {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast, at::MemoryFormat::ChannelsLast3d})
+    if (input.is_contiguous(format)) return format;
+  return input.suggest_memory_format();
 }
 
 Forward allocate(const Tensor& input, bool training) {
   const auto options = input.options().dtype(statistics_type(input));
-  const auto channel_array = [&] { return at::empty_symint({input.sym_size(1)}, options); };
+  const auto channel_array = [&] { return at::empty_symint({channels_of(input)}, options); };
   return {at::empty_like(input, {}, memory_format(input)), channel_array(), channel_array(),
           training ? channel_array() : at::empty({0}, options)};
 }
 
 Backward allocate_gradients(const Tensor& input, at::ScalarType parameters, Mask mask) {
   const auto parameter = [&](bool wanted) {
-    return wanted ? at::empty_symint({input.sym_size(1)}, input.options().dtype(parameters)) : Tensor{};
+    return wanted ? at::empty_symint({channels_of(input)}, input.options().dtype(parameters)) : Tensor{};
   };
   return {mask[0] ? at::empty_like(input, {}, memory_format(input)) : Tensor{}, parameter(mask[1]), parameter(mask[2])};
 }

@@ -15,20 +15,22 @@ struct Normalize {
   static constexpr int kInputs = 1, kCoefficients = 3;
   static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[3]) { return fma(in[0] - k[0], k[1], k[2]); }
 
-  static void coefficients(double mean, double rstd, double weight, double bias, Scalar<T> (&k)[3]) {
+  static void coefficients(double mean, double rstd, double weight, double bias, Scalar<T>* k) {
     const double scale = rstd * weight;
     k[0] = static_cast<Scalar<T>>(mean);
     k[1] = static_cast<Scalar<T>>(scale);
-    k[2] = static_cast<Scalar<T>>(bias - (mean - k[0]) * scale);
+    const double low = std::isinf(mean) ? 0 : mean - k[0];
+    k[2] = static_cast<Scalar<T>>(bias - low * scale);
   }
 };
 
-// dx = (x - mean) * slope + dy * scale + shift
+// dx = (dy - level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow in
+// float32 for deviations of 1e30.) The scale comes first: it is all that evaluation needs.
 template <class T>
 struct TrainingGradient {
-  static constexpr int kInputs = 2, kCoefficients = 4;
-  static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[4]) {
-    return fma(in[1] - k[0], k[1], fma(in[0], k[2], k[3]));
+  static constexpr int kInputs = 2, kCoefficients = 5;  // dy, x; scale, mean, rstd, slope, level
+  static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[5]) {
+    return fma((in[1] - k[1]) * k[2], k[3], in[0] - k[4]) * k[0];
   }
 };
 
@@ -39,10 +41,27 @@ struct EvaluationGradient {
   static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[1]) { return in[0] * k[0]; }
 };
 
+// Each channel's coefficients of such a map.
 template <class T, int kCount>
-struct Coefficients {
-  Scalar<T> k[kCount];
+class Coefficients {
+ public:
+  explicit Coefficients(int64_t channels) : of_(channels) {}
+  Scalar<T>* operator[](int64_t channel) { return of_[channel].k; }
+
+  template <int kFirst>
+  void operator()(int64_t channel, Scalar<T> (&k)[kFirst]) const {
+    std::copy_n(of_[channel].k, kFirst, k);
+  }
+
+ private:
+  struct Array {
+    Scalar<T> k[kCount];
+  };
+  Scratch<Array> of_;
 };
+
+// A slice of so many float64 elements is still in cache when it is summed a second time.
+constexpr int64_t kCachedElements = 32768;
 
 template <class T, class P>
 void forward(const BatchNormForward& op, int threads) {
@@ -52,20 +71,23 @@ void forward(const BatchNormForward& op, int threads) {
   const P *running_mean = static_cast<const P*>(op.running_mean), *running_var = static_cast<const P*>(op.running_var);
   S *mean = static_cast<S*>(op.mean), *rstd = static_cast<S*>(op.rstd), *var = static_cast<S*>(op.var);
 
-  const Channels channels(op.shape, threads);
+  const Channels channels(op.shape, threads, kTwoPasses<T> ? kCachedElements : 0);
   const int64_t channel_count = op.shape.channels;
-  Scratch<Coefficients<T, 3>> coefficients(channel_count);
+  Coefficients<T, 3> coefficients(channel_count);
   Scratch<Moments> partials(running_mean ? 0 : channels.slices() * channel_count);
 
   const auto reduce = [&](int64_t block, int64_t slice) {
     if (running_mean) return;
-    const auto first = [&](int64_t channel) { return load_one(in[0] + channels.first_element(channel)); };
-    channels.reduce<MomentSums<T>, T>(
-        block, slice, in, [&](int64_t channel, S(&shift)[1]) { shift[0] = first(channel); },
-        [&](int64_t channel, const double (&totals)[2]) {
-          partials[slice * channel_count + channel] =
-              moments_from_sums(channels.count(slice), first(channel), totals[0], totals[1]);
-        });
+    const auto pass = [&](const auto& shift_of) {
+      channels.reduce<MomentSums<T>, T>(
+          block, slice, in, [&](int64_t channel, S(&shift)[1]) { shift[0] = shift_of(channel); },
+          [&](int64_t channel, const double (&totals)[2]) {
+            partials[slice * channel_count + channel] =
+                moments_from_sums(channels.count(slice), shift_of(channel), totals[0], totals[1]);
+          });
+    };
+    pass([&](int64_t channel) { return load_one(in[0] + channels.first_element(channel)); });
+    if constexpr (kTwoPasses<T>) pass([&](int64_t channel) { return partials[slice * channel_count + channel].mean; });
   };
   const auto finish = [&](int64_t channel) {
     double m, v;
@@ -83,11 +105,10 @@ void forward(const BatchNormForward& op, int threads) {
     mean[channel] = static_cast<S>(m);
     rstd[channel] = static_cast<S>(r);
     Normalize<T>::coefficients(m, r, element_or(weight, channel, 1), element_or(bias, channel, 0),
-                               coefficients[channel].k);
+                               coefficients[channel]);
   };
   const auto map = [&](int64_t block, int64_t slice) {
-    channels.map<Normalize<T>, T>(block, slice, in, static_cast<T*>(op.output),
-                                  [&](int64_t channel, S(&k)[3]) { std::copy_n(coefficients[channel].k, 3, k); });
+    channels.map<Normalize<T>, T>(block, slice, in, static_cast<T*>(op.output), coefficients);
   };
   channels.run(reduce, finish, map);
 }
@@ -106,7 +127,7 @@ void backward(const BatchNormBackward& op, int threads) {
   const double count = static_cast<double>(op.shape.batch * op.shape.plane);
   const bool sums_needed = grad_weight || grad_bias || op.training;
   Scratch<Gradients> partials(sums_needed ? channels.slices() * channel_count : 0);
-  Scratch<Coefficients<T, 4>> coefficients(channel_count);
+  Coefficients<T, 5> coefficients(channel_count);
 
   const auto reduce = [&](int64_t block, int64_t slice) {
     if (!sums_needed) return;
@@ -123,8 +144,8 @@ void backward(const BatchNormBackward& op, int threads) {
   };
   const auto finish = [&](int64_t channel) {
     const double r = rstd[channel], scale = r * element_or(weight, channel, 1);
-    S(&k)[4] = coefficients[channel].k;
-    k[2] = static_cast<S>(scale);
+    S* k = coefficients[channel];
+    k[0] = static_cast<S>(scale);
     if (!sums_needed) return;
     Gradients sums;
     for (int64_t slice = 0; slice < channels.slices(); ++slice) sums += partials[slice * channel_count + channel];
@@ -133,20 +154,19 @@ void backward(const BatchNormBackward& op, int threads) {
     const double g_xhat = op.training ? sums.corrected(count) : sums.g_xhat;
     if (grad_weight) store_one(grad_weight + channel, g_xhat);
     if (grad_bias) store_one(grad_bias + channel, sums.g);
-    k[0] = mean[channel];
-    k[1] = static_cast<S>(-scale * r * (g_xhat / count));
-    k[3] = static_cast<S>(scale * (offset * (g_xhat / count) - sums.g / count));
+    k[1] = mean[channel];
+    k[2] = rstd[channel];
+    k[3] = static_cast<S>(-g_xhat / count);
+    k[4] = static_cast<S>((sums.g - offset * g_xhat) / count);
   };
   const auto map = [&](int64_t block, int64_t slice) {
     if (!dx) return;
     if (op.training) {
       const T* const in[2] = {dy, x};
-      channels.map<TrainingGradient<T>, T>(
-          block, slice, in, dx, [&](int64_t channel, S(&k)[4]) { std::copy_n(coefficients[channel].k, 4, k); });
+      channels.map<TrainingGradient<T>, T>(block, slice, in, dx, coefficients);
     } else {
       const T* const in[1] = {dy};
-      channels.map<EvaluationGradient<T>, T>(block, slice, in, dx,
-                                             [&](int64_t channel, S(&k)[1]) { k[0] = coefficients[channel].k[2]; });
+      channels.map<EvaluationGradient<T>, T>(block, slice, in, dx, coefficients);
     }
   };
   channels.run(reduce, finish, map);

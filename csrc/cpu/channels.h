@@ -19,7 +19,8 @@ constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut be
 
 class Channels {
  public:
-  Channels(const BatchNormShape& shape, int threads)
+  // slice_elements, if not 0: no slice of a block should be larger than that.
+  Channels(const BatchNormShape& shape, int threads, int64_t slice_elements = 0)
       : channels_(shape.channels),
         total_(shape.batch * shape.channels * shape.plane),
         plane_(shape.channels_last ? 1 : shape.plane),
@@ -37,7 +38,9 @@ class Channels {
     }
     blocks_ = (channels_ + block_channels_ - 1) / block_channels_;
     const bool balanced = blocks_ >= 4 * threads_ || blocks_ % threads_ == 0;
-    slices_ = balanced ? 1 : std::min<int64_t>(units_, threads_);
+    const int64_t wanted = balanced ? 1 : threads_;
+    const int64_t needed = slice_elements ? total_ / blocks_ / slice_elements + 1 : 1;
+    slices_ = std::min(units_, std::max(wanted, needed));
   }
 
   int64_t slices() const { return slices_; }

@@ -150,14 +150,14 @@ struct Backward {
     return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
   }
 
-  // What a row's elementwise pass needs: xhat = (x - mean) * rstd + offset, dx = g * rstd + xhat * slope + level.
+  // What a row's elementwise pass needs: xhat = (x - mean) * rstd + offset, dx = (g - level + xhat * slope) * rstd.
   struct Row {
     V mean, rstd, offset, slope, level;
   };
   Row row_coefficients(int64_t row, const Gradients& sums) const {
-    const double n = static_cast<double>(columns), r = rstd[row];
+    const double n = static_cast<double>(columns);
     return {broadcast(mean[row]), broadcast(rstd[row]), broadcast(static_cast<S>(-sums.offset(n))),
-            broadcast(static_cast<S>(-r * (sums.corrected(n) / n))), broadcast(static_cast<S>(-r * (sums.g / n)))};
+            broadcast(static_cast<S>(-sums.corrected(n) / n)), broadcast(static_cast<S>(sums.g / n))};
   }
 
   // Columns [begin, end) of kRows rows from `first`: writes grad_input and adds to the weight's and bias's totals,
@@ -178,7 +178,7 @@ struct Backward {
         dy_xhat = fma(dy, xhat, dy_xhat);
         dy_sum = dy_sum + dy;
         if (!grad_input) continue;
-        const V dx = fma(xhat, row[r].slope, fma(dy * w, row[r].rstd, row[r].level));
+        const V dx = fma(xhat, row[r].slope, dy * w - row[r].level) * row[r].rstd;
         if (whole)
           store(grad_input + i, dx);
         else

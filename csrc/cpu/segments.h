@@ -75,11 +75,16 @@ void map_segments(const T* const (&in)[Map::kInputs], T* out, Segments segments,
 // Requires at least one element.
 template <class T>
 Moments moments_of(const T* x, Segments segments) {
-  const Scalar<T> shift[1] = {load_one(x)};
-  const T* const in[1] = {x};
-  double totals[2];
-  reduce_segments<MomentSums<T>>(in, segments, shift, totals);
-  return moments_from_sums(segments.count * segments.length, shift[0], totals[0], totals[1]);
+  const auto about = [&](Scalar<T> shift) {
+    const T* const in[1] = {x};
+    const Scalar<T> coefficients[1] = {shift};
+    double totals[2];
+    reduce_segments<MomentSums<T>>(in, segments, coefficients, totals);
+    return moments_from_sums(segments.count * segments.length, shift, totals[0], totals[1]);
+  };
+  const Moments moments = about(load_one(x));
+  if constexpr (kTwoPasses<T>) return about(moments.mean);
+  return moments;
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -51,6 +51,10 @@ struct MomentSums {
   }
 };
 
+// float64 values have no wider type to be summed in: they are summed once more, about the mean of the first pass.
+template <class T>
+constexpr bool kTwoPasses = sizeof(T) == sizeof(double);
+
 inline Moments moments_from_sums(double count, double shift, double first, double second) {
   const double m2 = second - first * first / count;
   return {count, shift + first / count, m2 < 0 ? 0 : m2};  // NaN stays NaN

@@ -2,8 +2,9 @@
 //
 // input, output and the gradients hold [batch, channels, plane] elements of `dtype`, contiguous, or
 // [batch, plane, channels] if channels_last; plane is the product of the spatial sizes, 1 for [N, C].
-// There is at least one element. Per-channel arrays: mean, rstd and var are float64 if `dtype` is float64, float32 otherwise; weight and bias and
-// the running statistics are of `param_dtype`, which is dtype, or float32 where dtype is a half type.
+// There is at least one element. Per-channel arrays: mean, rstd and var are float64 if `dtype` is float64, float32
+// otherwise; weight and bias and the running statistics are of `param_dtype`, which is dtype, or float32 where dtype is
+// a half type.
 #pragma once
 #include "types.h"
 
