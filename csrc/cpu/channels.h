@@ -13,7 +13,7 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kShortPlane = 64;     // elements; shorter planes are walked as columns
+constexpr int64_t kShortPlane = 512;    // elements; shorter planes are walked as columns
 constexpr int64_t kNarrow = 64;         // columns; narrower matrices get several rows side by side
 constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut between threads
 

@@ -73,22 +73,26 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
   });
 }
 
-// out = Map::apply(in, coefficients), element by element.
+// out = Map::apply(in, coefficients), element by element, in the order of memory: fetching coefficients anew for every
+// row costs less than writing to kShort places at once.
 template <class Map, class T>
 void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
                  const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients]) {
-  for_column_vectors(block, [&](int64_t row, auto rows, int64_t column, int64_t count) {
+  const auto step = [&](int64_t at, int64_t column, int64_t count) {
     Vector<T> k[Map::kCoefficients], x[Map::kInputs];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column - block.column);
-    for (int r = 0; r < rows(); ++r) {
-      const int64_t at = (row + r) * block.width + column;
-      load_columns(in, at, x, count);
-      if (count == kLanes)
-        store(out + at, Map::apply(x, k));
-      else
-        store(out + at, Map::apply(x, k), count);
-    }
-  });
+    load_columns(in, at, x, count);
+    if (count == kLanes)
+      store(out + at, Map::apply(x, k));
+    else
+      store(out + at, Map::apply(x, k), count);
+  };
+  for (int64_t row = block.row; row < block.row_end; ++row) {
+    const int64_t start = row * block.width, end = block.row_columns_end(row);
+    int64_t column = block.column;
+    for (; column + kLanes <= end; column += kLanes) step(start + column, column, kLanes);
+    if (column < end) step(start + column, column, end - column);
+  }
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA
