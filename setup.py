@@ -1,7 +1,7 @@
 """pip's door to CMake: metadata stands in pyproject.toml, the build in CMakeLists.txt.
 
-Environment: MAX_JOBS (parallel compilers), FORCE_CPU and FORCE_CUDA (leave CUDA out, or fail without it),
-TORCH_CUDA_ARCH_LIST (architectures to build for), CUDA_HOME (the toolkit), CMAKE_ARGS (more arguments for CMake).
+Environment: MAX_JOBS (parallel compilers), CXX (the compiler), FORCE_CUDA (fail rather than build without CUDA),
+CMAKE_ARGS (more arguments for CMake).
 """
 
 import os
@@ -26,7 +26,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         try:
-            import torch  # noqa: F401
+            import torch
         except ImportError:
             fail(
                 "building needs the PyTorch it will run with: install torch first (pip install torch), then run "
@@ -38,13 +38,15 @@ class CMakeBuild(build_ext):
             if not shutil.which(tool):
                 fail(f"{tool} not found: pip install {tool}")
 
-        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve()
+        if os.environ.get("FORCE_CUDA", "0") == "1":
+            fail("FORCE_CUDA=1 asks for CUDA kernels, and this version has none yet: unset it to build for the CPU.")
+
+        # Not setuptools' folder, which is a new one for every editable build: this one keeps what has not changed.
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DNORMEXT_OUTPUT_DIRECTORY={output}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]  # fmt: skip
         compile_ = ["cmake", "--build", str(build), "--target", "_C"]
@@ -53,6 +55,9 @@ class CMakeBuild(build_ext):
         for command in (configure, compile_):
             if subprocess.run(command).returncode != 0:
                 fail(f"the build failed; the compiler's own messages stand above (command: {' '.join(command)})")
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        module.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(build / module.name, module)
 
 
 setup(ext_modules=[Extension("normext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
