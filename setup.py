@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -60,4 +61,8 @@ class CMakeBuild(build_ext):
         shutil.copy2(build / module.name, module)
 
 
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones do not know pyproject.toml's licence expression
+    fail(
+        f'building needs setuptools 77 or later, and {setuptools.__version__} is installed: pip install "setuptools>=77"'
+    )
 setup(ext_modules=[Extension("normext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
