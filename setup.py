@@ -62,7 +62,5 @@ class CMakeBuild(build_ext):
 
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # older ones do not know pyproject.toml's licence expression
-    fail(
-        f'building needs setuptools 77 or later, and {setuptools.__version__} is installed: pip install "setuptools>=77"'
-    )
+    fail(f'building needs setuptools 77 or later, and {setuptools.__version__} is here: pip install "setuptools>=77"')
 setup(ext_modules=[Extension("normext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
