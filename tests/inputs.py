@@ -1,5 +1,8 @@
 """The tensors that tests are made of."""
 
+import inspect
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,6 +13,12 @@ HALF = [torch.bfloat16, torch.float16]
 DTYPE_PAIRS = [(dtype, dtype) for dtype in DTYPES] + [(dtype, torch.float32) for dtype in HALF]
 
 AFFINE = [(True, True), (True, False), (False, True), (False, False)]  # (weight?, bias?)
+
+# torch.nn's BatchNorm takes `bias` in newer versions only, and normext's takes what torch.nn's does.
+BATCH_NORM_TAKES_BIAS = "bias" in inspect.signature(torch.nn.BatchNorm1d).parameters
+without_bias = pytest.param(
+    {"bias": False}, marks=pytest.mark.skipif(not BATCH_NORM_TAKES_BIAS, reason="unknown to this torch")
+)
 
 
 def dtype_name(value: object) -> str | None:

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from cases import CASES, Case
-from inputs import channels_last, running, values
+from inputs import BATCH_NORM_TAKES_BIAS, channels_last, running, values
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -171,10 +171,11 @@ MODULES = {
     "BatchNorm1d": lambda: (normext.BatchNorm1d(3), [4, 3]),
     "BatchNorm2d": lambda: (normext.BatchNorm2d(3), [4, 3, 5, 2]),
     "BatchNorm3d": lambda: (normext.BatchNorm3d(3), [4, 3, 5, 2, 2]),
-    "BatchNorm without bias": lambda: (normext.BatchNorm1d(3, bias=False), [4, 3, 5]),
     "BatchNorm plain": lambda: (normext.BatchNorm1d(3, affine=False), [4, 3, 5]),
     "BatchNorm without statistics": lambda: (normext.BatchNorm1d(3, track_running_stats=False), [4, 3, 5]),
 }
+if BATCH_NORM_TAKES_BIAS:
+    MODULES["BatchNorm without bias"] = lambda: (normext.BatchNorm1d(3, bias=False), [4, 3, 5])
 modules = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
 modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 
