@@ -1,0 +1,152 @@
+// platform.cuh -- the only file that knows whether nvcc or the emulator (tests/emu) compiles the kernels.
+//
+// Kernels use CUDA's own names for threads, warps and barriers, and from here: SHARED_ARRAY and DYNAMIC_SHARED,
+// launch(), device(), and the cluster_ functions.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#else
+#include "emulator.h"
+#endif
+
+namespace normext::cuda {
+
+// A grid of blocks of threads; blocks come in clusters of so many, which run together and see each other's shared
+// memory (sm_90 and later).
+struct Launch {
+  dim3 grid, block;
+  cudaStream_t stream = nullptr;
+  size_t shared_bytes = 0;  // of DYNAMIC_SHARED
+  unsigned cluster = 1;
+};
+
+// What a launch configuration may depend on.
+struct Device {
+  int sm_count;
+  int max_shared_bytes;  // of one block, static and dynamic together
+  bool has_clusters;
+};
+
+}  // namespace normext::cuda
+
+#ifdef __CUDACC__
+
+// Not initialized. `size` is a constant.
+#define SHARED_ARRAY(type, name, size) __shared__ type name[size]
+// As many bytes as Launch::shared_bytes says, aligned to 16; one in a kernel.
+#define DYNAMIC_SHARED(type, name)                         \
+  extern __shared__ __align__(16) unsigned char name##_[]; \
+  type* const name = reinterpret_cast<type*>(name##_)
+
+namespace normext::cuda {
+
+inline Device query_device(int index) {
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    cudaDeviceGetAttribute(&value, which, index);
+    return value;
+  };
+  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          attribute(cudaDevAttrComputeCapabilityMajor) >= 9};
+}
+
+// The current device.
+inline Device device() {
+  int index = 0;
+  cudaGetDevice(&index);
+  return query_device(index);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
+  if (how.shared_bytes > 0) {  // more than 48 KiB wants permission
+    const auto status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
+    if (status != cudaSuccess) return status;
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = how.cluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = how.stream;
+  config.attrs = &cluster;
+  config.numAttrs = how.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+inline const char* error_message(cudaError_t status) { return cudaGetErrorString(status); }
+
+// Makes the compiler forget where a value came from. Packed words it then widens where they are used, again if need be,
+// instead of keeping the wide values from early on; of a row's number, it computes addresses anew instead of keeping a
+// pointer for each array. Registers are what that saves.
+__device__ inline void opaque(int64_t& value) { asm volatile("" : "+l"(value)); }
+__device__ inline void opaque(unsigned (&words)[4]) {
+  asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+}
+
+// Clusters. Code that calls these is compiled for every architecture, and launched only where device().has_clusters.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ inline void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+__device__ inline unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
+__device__ inline unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
+// The same shared variable in block `rank` of the cluster.
+template <class T>
+__device__ const T* cluster_peer(const T* shared, unsigned rank) {
+  return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
+}
+#else
+__device__ inline void cluster_sync() {}
+__device__ inline unsigned cluster_rank() { return 0; }
+__device__ inline unsigned cluster_size() { return 1; }
+template <class T>
+__device__ const T* cluster_peer(const T* shared, unsigned) {
+  return shared;
+}
+#endif
+
+}  // namespace normext::cuda
+
+#else
+
+#define SHARED_ARRAY(type, name, size) \
+  static const char name##_key = 0;    \
+  type* const name = static_cast<type*>(emu::shared_array(&name##_key, sizeof(type) * (size)))
+#define DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(emu::dynamic_shared())
+
+namespace normext::cuda {
+
+inline Device device() { return {emu::device.sm_count, emu::device.max_shared_bytes, emu::device.has_clusters}; }
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
+  emu::launch([=] { kernel(static_cast<Parameters>(arguments)...); }, how.grid, how.block, how.shared_bytes,
+              how.cluster);
+  return cudaSuccess;
+}
+
+inline const char* error_message(cudaError_t) { return "the emulator reports errors by exceptions"; }
+
+inline void opaque(int64_t&) {}
+inline void opaque(unsigned (&)[4]) {}
+
+inline void cluster_sync(EMU_WHERE) { emu::cluster_barrier({file, line}); }
+inline unsigned cluster_rank() { return emu::cluster_rank(); }
+inline unsigned cluster_size() { return emu::cluster_size(); }
+template <class T>
+const T* cluster_peer(const T* shared, unsigned rank) {
+  return emu::cluster_peer(shared, rank);
+}
+
+}  // namespace normext::cuda
+
+#endif

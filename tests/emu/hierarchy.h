@@ -1,0 +1,85 @@
+// hierarchy.h -- the threads, warps and blocks of the cluster that runs now, and what each of them waits for.
+#pragma once
+#include <vector_types.h>
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "fibers.h"
+#include "shared_memory.h"
+
+namespace emu {
+
+constexpr unsigned kWarpSize = 32;
+
+// What a thread can wait for, under the names that kernels know.
+enum class Op : uint8_t { shfl, shfl_up, shfl_down, shfl_xor, ballot, any, all, syncwarp, syncthreads, cluster_sync };
+constexpr const char* kOpNames[] = {"__shfl_sync",   "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync",
+                                    "__ballot_sync", "__any_sync",     "__all_sync",       "__syncwarp",
+                                    "__syncthreads", "cluster_sync"};
+
+struct Warp;
+struct Block;
+
+struct Thread {
+  Fiber* fiber = nullptr;
+  Block* block = nullptr;
+  Warp* warp = nullptr;
+  unsigned lane = 0;
+  uint3 index{};
+  // What it waits for, or waited for last.
+  Op op{};
+  Where where{};
+  // Of a warp collective: who takes part, what this thread brings and then gets, and for a shuffle from whom.
+  unsigned mask = 0;
+  uint64_t value = 0;
+  unsigned argument = 0, width = 0;
+
+  unsigned bit() const { return 1u << lane; }
+};
+
+// One bit a lane. A lane that is live, but neither runnable nor in a collective, waits at a barrier.
+struct Warp {
+  Thread* lanes;
+  unsigned live, runnable, in_collective;
+};
+
+// Where all threads of a block or of a cluster must meet.
+struct Barrier {
+  unsigned expected;
+  unsigned arrived = 0;
+  const Thread* first = nullptr;     // that arrived
+  const Thread* returned = nullptr;  // a thread that will never arrive
+};
+
+struct Block {
+  uint3 index{};
+  unsigned live = 0;  // threads that have not returned
+  Barrier barrier{};
+  SharedMemory shared;
+};
+
+// The cluster that runs now: threads and warps block after block.
+struct Cluster {
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<Block> blocks;
+  unsigned live = 0;
+  Barrier barrier{};
+};
+inline Cluster cluster;
+inline std::deque<Fiber> fibers;  // as many as were ever needed: they are used again
+inline Thread* running = nullptr;
+
+inline std::string text(const uint3& i) {
+  return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
+}
+inline std::string text(const Thread& t) { return "thread " + text(t.index) + " of block " + text(t.block->index); }
+// The thread, what it waits for, and in which line.
+inline std::string waiting(const Thread& t) {
+  return text(t) + " at " + kOpNames[static_cast<int>(t.op)] + ", " + text(t.where);
+}
+
+}  // namespace emu
