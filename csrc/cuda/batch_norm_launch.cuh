@@ -1,0 +1,220 @@
+// batch_norm_launch.cuh -- which kernels compute a BatchNorm, in which shape, and why.
+#pragma once
+#include <numeric>
+
+#include "batch_norm.cuh"
+#include "batch_norm_onchip.cuh"
+#include "columns.cuh"
+#include "launch.cuh"
+
+namespace normext::cuda {
+
+// ------------------------------------------------------------------------------------------------ the shape of memory
+inline bool channels_innermost(const BatchNormShape& shape) { return shape.channels_last || shape.plane == 1; }
+
+inline Planes planes_of(const BatchNormShape& shape) { return {shape.batch, shape.channels, shape.plane}; }
+
+// Elements of an access, where arrays are aligned for vectors: all of a vector, or one.
+template <class T>
+int access_size(int64_t contiguous, bool aligned) {
+  return aligned && contiguous % kVec<T> == 0 ? kVec<T> : 1;
+}
+
+// Channels innermost: a row is a pixel, or several where the channels alone are no multiple of a vector.
+// Planes: a row is a sample.
+template <class T>
+Columns columns_of(const BatchNormShape& shape) {
+  const int64_t elements = shape.batch * shape.channels * shape.plane;
+  if (!channels_innermost(shape)) return {shape.batch, shape.channels * shape.plane, shape.channels, shape.plane};
+  const int64_t several = shape.channels / std::gcd(shape.channels, int64_t{kVec<T>}) * kVec<T>;
+  const int64_t width = elements % several == 0 ? several : shape.channels;
+  return {elements / width, width, shape.channels, 1};
+}
+
+// ------------------------------------------------------------------------------------------------ elementwise
+// Planes shorter than this leave most of a block that goes through them waiting for addresses. Such a tensor is mapped
+// as a matrix of samples, a vector of which may span two channels.
+constexpr int64_t kShortPlane = 1024;
+
+template <class T, class Map, class Coefficients>
+void launch_map(const BatchNormShape& shape, Run& run, const Inputs<T, Map::kInputs>& inputs, void* output,
+                const Coefficients& coefficients, bool aligned) {
+  T* const out = static_cast<T*>(output);
+  const auto by_columns = [&]<int kSize>(const Columns& columns) {
+    const auto how = column_launch(columns, kSize, run.device.sm_count);
+    run.launch(map_columns_kernel<T, Map, kSize, Coefficients>, {.grid = how.grid, .block = how.block}, columns,
+               how.slices, inputs, out, coefficients);
+  };
+  const auto by_planes = [&]<int kSize>(const Planes& planes) {
+    const PlaneSlices slices(planes, kSize, kPlaneThreads, plane_slices(planes, run.device.sm_count));
+    run.launch(map_planes_kernel<T, Map, kSize, Coefficients>,
+               {.grid = grid_of(planes.channels * slices.slices), .block = kPlaneThreads}, slices, inputs, out,
+               coefficients);
+  };
+  const Columns columns = columns_of<T>(shape);
+  const int of_columns = access_size<T>(columns.width, aligned), of_planes = access_size<T>(shape.plane, aligned);
+  if (channels_innermost(shape) || (shape.plane < kShortPlane && of_columns > 1)) {
+    if (of_columns > 1)
+      by_columns.template operator()<kVec<T>>(columns);
+    else
+      by_columns.template operator()<1>(columns);
+  } else if (of_planes > 1) {
+    by_planes.template operator()<kVec<T>>(planes_of(shape));
+  } else {
+    by_planes.template operator()<1>(planes_of(shape));
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ sums
+template <class T, class Sum, class Start>
+Partials launch_sums(const BatchNormShape& shape, Run& run, const Inputs<T, Sum::kInputs>& inputs, const Start& start,
+                     bool aligned) {
+  const double inverse_count = 1 / static_cast<double>(shape.batch * shape.plane);
+  if (channels_innermost(shape)) {
+    const Columns columns = columns_of<T>(shape);
+    const auto launch = [&]<int kSize>() {
+      const auto how = column_launch(columns, kSize, run.device.sm_count);
+      double* const partials = run.take<double>(columns.width * how.slices * Sum::kSums);
+      run.launch(sum_columns_kernel<T, Sum, kSize, Start>, {.grid = how.grid, .block = how.block}, columns, how.slices,
+                 inputs, start, partials);
+      return Partials{partials, columns.channels, columns.width / columns.channels, how.slices, inverse_count};
+    };
+    return access_size<T>(columns.width, aligned) > 1 ? launch.template operator()<kVec<T>>()
+                                                      : launch.template operator()<1>();
+  }
+  const Planes planes = planes_of(shape);
+  const int slices = plane_slices(planes, run.device.sm_count);
+  double* const partials = run.take<double>(planes.channels * slices * Sum::kSums);
+  const auto launch = [&]<int kSize>() {
+    run.launch(sum_planes_kernel<T, Sum, kSize, Inputs<T, Sum::kInputs>, Start>,
+               {.grid = grid_of(planes.channels * slices), .block = kPlaneThreads},
+               PlaneSlices(planes, kSize, kPlaneThreads, slices), inputs, start, partials);
+  };
+  if (access_size<T>(shape.plane, aligned) > 1)
+    launch.template operator()<kVec<T>>();
+  else
+    launch.template operator()<1>();
+  return {partials, planes.channels, 1, slices, inverse_count};
+}
+
+// ------------------------------------------------------------------------------------------------ on chip
+// How many blocks hold a channel together, with `arrays` stashes of it; 0 where none of the numbers will do.
+struct OnChip {
+  int threads, cluster;
+  int64_t stash_size;  // elements
+};
+
+// Small channels take small blocks, several of which share an SM.
+constexpr int kSmallThreads = 128, kLargeThreads = 512;
+constexpr int64_t kSmallStash = 16384;  // bytes
+
+template <class T>
+OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int arrays) {
+  constexpr int kExchangeBytes = 2048;  // room for the kernels' static shared memory
+  if (channels_innermost(shape)) return {};
+  const Planes planes = planes_of(shape);
+  const auto bytes = [&](int64_t elements) { return elements * arrays * static_cast<int64_t>(sizeof(T)); };
+  const int64_t small = stash_elements(planes, size, kSmallThreads, 1);
+  if (bytes(small) <= kSmallStash) return {kSmallThreads, 1, small};
+  for (int cluster = 1; cluster <= (device.has_clusters ? kMaxCluster : 1); cluster *= 2) {
+    const int64_t large = stash_elements(planes, size, kLargeThreads, cluster);
+    // With blocks for half of the SMs or fewer, the memory is idle for most of the time: more blocks, or slices.
+    if (bytes(large) <= device.max_shared_bytes - kExchangeBytes && 2 * shape.channels * cluster > device.sm_count)
+      return {kLargeThreads, cluster, large};
+  }
+  return {};
+}
+
+// Launches Kernels::of<kSize, kThreads, kCluster>().
+template <class T, class Kernels, class Op, class... Arguments>
+void launch_on_chip(const Op& op, Run& run, const OnChip& how, int size, int arrays, const Arguments&... arguments) {
+  const auto launch = [&]<int kSize>() {
+    const PlaneSlices slices(planes_of(op.shape), kSize, how.threads, how.cluster);
+    const Launch config{.grid = grid_of(op.shape.channels * how.cluster),
+                        .block = static_cast<unsigned>(how.threads),
+                        .shared_bytes = static_cast<size_t>(how.stash_size * arrays) * sizeof(T),
+                        .cluster = static_cast<unsigned>(how.cluster)};
+    if (how.threads == kSmallThreads)
+      run.launch(Kernels::template of<kSize, kSmallThreads, false>(), config, op, slices, arguments...);
+    else if (how.cluster == 1)
+      run.launch(Kernels::template of<kSize, kLargeThreads, false>(), config, op, slices, arguments...);
+    else
+      run.launch(Kernels::template of<kSize, kLargeThreads, true>(), config, op, slices, arguments...);
+  };
+  if (size > 1)
+    launch.template operator()<kVec<T>>();
+  else
+    launch.template operator()<1>();
+}
+
+// ------------------------------------------------------------------------------------------------ forward
+inline Launch finish_launch(int64_t channels) {
+  return {.grid = grid_of(ceil_div(channels, kFinishChannels)), .block = kFinishThreads};
+}
+
+template <class T>
+struct ForwardOnChip {
+  template <int kSize, int kThreads, bool kCluster>
+  static constexpr auto of() {
+    return batch_norm_forward_onchip_kernel<T, kSize, kThreads, kCluster>;
+  }
+};
+
+template <class T>
+void batch_norm_forward(const BatchNormForward& op, Run& run) {
+  using A = Compute<T>;
+  const bool aligned = is_aligned(op.input, op.output);
+  const Inputs<T, 1> inputs{{static_cast<const T*>(op.input)}};
+  if (op.running_mean)
+    return launch_map<T, Normalize>(op.shape, run, inputs, op.output, EvaluationCoefficients<T>{op}, aligned);
+
+  const int size = access_size<T>(op.shape.plane, aligned);
+  if (const OnChip how = on_chip<T>(op.shape, run.device, size, 1); how.cluster)
+    return launch_on_chip<T, ForwardOnChip<T>>(op, run, how, size, 1);
+
+  const StoredCoefficients<A, 3> coefficients{run.take<A>(op.shape.channels * 3)};
+  Shift<T> shift{inputs.arrays[0], nullptr, channels_innermost(op.shape) ? 1 : op.shape.plane};
+  // float64 has nothing wider to be summed in: once more, about the mean.
+  for (int pass = 0; pass < (std::is_same_v<T, double> ? 2 : 1); ++pass) {
+    const Partials partials = launch_sums<T, MomentSums<A>>(op.shape, run, inputs, shift, aligned);
+    run.launch(finish_forward_kernel<T>, finish_launch(op.shape.channels), op, partials, shift, coefficients);
+    shift.mean = static_cast<const A*>(op.mean);
+  }
+  launch_map<T, Normalize>(op.shape, run, inputs, op.output, coefficients, aligned);
+}
+
+// ------------------------------------------------------------------------------------------------ backward
+template <class T>
+struct BackwardOnChip {
+  template <int kSize, int kThreads, bool kCluster>
+  static constexpr auto of() {
+    return batch_norm_backward_onchip_kernel<T, kSize, kThreads, kCluster>;
+  }
+};
+
+template <class T>
+void batch_norm_backward(const BatchNormBackward& op, Run& run) {
+  using A = Compute<T>;
+  const bool aligned = is_aligned(op.grad_output, op.input, op.grad_input);
+  const T *dy = static_cast<const T*>(op.grad_output), *x = static_cast<const T*>(op.input);
+  const Inputs<T, 2> inputs{{dy, x}};
+
+  if (const int size = access_size<T>(op.shape.plane, aligned); op.training && op.grad_input) {
+    if (const OnChip how = on_chip<T>(op.shape, run.device, size, 2); how.cluster)
+      return launch_on_chip<T, BackwardOnChip<T>>(op, run, how, size, 2, how.stash_size);
+  }
+  const StoredCoefficients<A, 5> coefficients{run.take<A>(op.shape.channels * 5)};
+  if (op.training || op.grad_weight || op.grad_bias) {
+    const SavedStatistics<A> statistics{static_cast<const A*>(op.mean), static_cast<const A*>(op.rstd)};
+    const Partials partials = launch_sums<T, GradientSums<A>>(op.shape, run, inputs, statistics, aligned);
+    run.launch(finish_backward_kernel<T>, finish_launch(op.shape.channels), op, partials, coefficients);
+  }
+  if (!op.grad_input) return;
+  if (op.training)
+    launch_map<T, TrainingGradient>(op.shape, run, inputs, op.grad_input, coefficients, aligned);
+  else
+    launch_map<T, EvaluationGradient>(op.shape, run, Inputs<T, 1>{{dy}}, op.grad_input,
+                                      EvaluationGradientCoefficients<T>{op}, aligned);
+}
+
+}  // namespace normext::cuda

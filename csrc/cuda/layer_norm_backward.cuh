@@ -1,0 +1,187 @@
+// layer_norm_backward.cuh -- LayerNorm backward: one pass over input and grad_output gives grad_input, and for each
+// block its part of grad_weight and grad_bias; a second, small kernel adds the parts up.
+//
+// Blocks are as many as run at once, and each goes through its share of the rows, the next row's vectors on their way
+// while the current one is computed. What a thread adds up for the weight and the bias stays in its registers, since
+// its columns are the same in every row.
+#pragma once
+#include "launch.cuh"
+#include "layer_norm_long.cuh"
+#include "ops/layer_norm.h"
+#include "partial_sums.cuh"
+#include "reduce.cuh"
+#include "row.cuh"
+
+namespace normext::cuda {
+
+// grad_input = (g - level + xhat * slope) * rstd, with g = grad_output * weight and xhat = (x - mean) * rstd - offset.
+// The offset would be zero, were the saved mean not rounded. Taking it into account keeps gradients right where the
+// mean is far from zero.
+template <class A>
+struct RowCoefficients {
+  A offset, slope, level;
+
+  // From sums of g, g * xhat and xhat over 1 / inverse_n values.
+  __device__ RowCoefficients(const A (&sums)[3], A inverse_n)
+      : offset(sums[2] * inverse_n), slope(-(sums[1] - offset * sums[0]) * inverse_n), level(sums[0] * inverse_n) {}
+};
+
+// A row's inputs as they come from memory.
+template <class T, int kVecs>
+struct RowInputs {
+  Pack<T> grad_output[kVecs], input[kVecs];
+  Compute<T> mean = 0, rstd = 0;  // an absent row is zeros throughout, and adds nothing
+};
+
+// values, summed over the rows of a block in order, into the block's line of `partials`.
+template <class T, int kLanes, int kVecs, class Part, class A>
+__device__ void store_partials(void* partials, int64_t columns, const Part& part, bool aligned,
+                               A (&values)[kVecs][kVec<T>], A* shared) {
+  A* const mine = shared + part.lane() * (kVecs * kVec<T>);
+  for (int r = 1; r < Part::kRows; ++r) {
+    if (part.row_of_block() == r) {
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) mine[v * kVec<T> + i] = values[v][i];
+      }
+    }
+    __syncthreads();
+    if (part.row_of_block() == 0) {
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) values[v][i] += mine[v * kVec<T> + i];
+      }
+    }
+    __syncthreads();
+  }
+  if (part.row_of_block() != 0) return;
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v)
+    store_line<T>(partials, part.block_of_row(), columns, part.column(v), part.end(), aligned, values[v]);
+}
+
+// Blocks that fit on an SM at once, by the registers they need: 85 a thread for one vector of each input, 128 for two.
+template <int kLanes, int kVecs>
+constexpr int kBackwardBlocks = (kVecs == 1 ? 768 : 512) / kRowThreads<kLanes>;
+
+template <class T, int kLanes, int kVecs, bool kCluster>
+__global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, kVecs>)
+    layer_norm_backward_kernel(const LayerNormBackward op, const PartialSums partials, const Compute<T> inverse_n,
+                               const bool aligned) {
+  using A = Compute<T>;
+  using Part = RowPart<T, kLanes, kVecs, kCluster>;
+  using Sum = GroupSum<A, 3, kRowThreads<kLanes>, kLanes, kCluster>;
+  constexpr int kGather = Part::kRows > 1 ? kLanes * kVecs * kVec<T> : 0;
+  SHARED_ARRAY(A, shared, Sum::kSharedValues > kGather ? Sum::kSharedValues : kGather);
+  Sum group_sum(shared);
+
+  const Part part(op.columns);
+  const auto load = [&](int64_t row) {
+    RowInputs<T, kVecs> in{};
+    if (row >= op.rows) return in;
+    opaque(row);
+    part.load(static_cast<const T*>(op.grad_output) + row * op.columns, aligned, in.grad_output);
+    part.load(static_cast<const T*>(op.input) + row * op.columns, aligned, in.input);
+    in.mean = static_cast<const A*>(op.mean)[row];
+    in.rstd = static_cast<const A*>(op.rstd)[row];
+    return in;
+  };
+
+  A weight[kVecs][kVec<T>], weight_sum[kVecs][kVec<T>] = {}, bias_sum[kVecs][kVec<T>] = {};
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v)
+    load_parameters<T>(op.weight, op.param_dtype, part.column(v), part.end(), aligned, A(1), weight[v]);
+
+  RowInputs<T, kVecs> next = load(part.row());
+  // All threads go round as often as the block's first row does: they meet at barriers.
+  for (int64_t row = part.row(); row - part.row_of_block() < op.rows; row += part.row_step()) {
+    RowInputs<T, kVecs> in = next;
+    next = load(row + part.row_step());
+
+    // Computed twice rather than kept: registers are what limits the length of a row here.
+    const auto xhat = [&](int v, int i) { return (in.input[v][i] - in.mean) * in.rstd; };
+    A sums[3] = {};
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      A x[kVec<T>];
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) x[i] = xhat(v, i);
+      if (!part.is_whole(v)) {
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i)
+          if (part.column(v) + i >= part.end()) x[i] = 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) {
+        const A g = in.grad_output[v][i] * weight[v][i];
+        sums[0] += g;
+        sums[1] = fma(g, x[i], sums[1]);
+        sums[2] += x[i];
+      }
+    }
+    group_sum(sums);
+    const RowCoefficients<A> k(sums, inverse_n);
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      opaque(in.grad_output[v].words);
+      opaque(in.input[v].words);
+      A dx[kVec<T>];
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) {
+        const A dy = in.grad_output[v][i], x = xhat(v, i) - k.offset;
+        dx[i] = fma(x, k.slope, dy * weight[v][i] - k.level) * in.rstd;
+        if (partials.weight) weight_sum[v][i] = fma(dy, x, weight_sum[v][i]);
+        if (partials.bias) bias_sum[v][i] += dy;
+      }
+      if (op.grad_input && row < op.rows)
+        store_row(static_cast<T*>(op.grad_input) + row * op.columns, part.column(v), part.end(), aligned, dx);
+    }
+  }
+
+  group_sum.finish();
+  if constexpr (Part::kRows > 1) __syncthreads();  // the exchange's memory now gathers the rows' sums
+  const auto store = [&](void* to, A(&values)[kVecs][kVec<T>]) {
+    if (to) store_partials<T, kLanes, kVecs>(to, op.columns, part, aligned, values, shared);
+  };
+  store(partials.weight, weight_sum);
+  store(partials.bias, bias_sum);
+}
+
+// ------------------------------------------------------------------------------------------------ launch configuration
+template <class T, int kLanes, int kVecs, bool kCluster = false>
+void launch_layer_norm_backward(const LayerNormBackward& op, Run& run, bool aligned, int cluster = 1) {
+  const int64_t fit = std::max(1, run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / cluster);
+  const int64_t lines = std::min(fit, ceil_div(op.rows, RowPart<T, kLanes, kVecs, kCluster>::kRows));
+  const PartialSums partials = take_partial_sums<T>(op, run, lines);
+  run.launch(
+      layer_norm_backward_kernel<T, kLanes, kVecs, kCluster>,
+      {.grid = grid_of(lines * cluster), .block = kRowThreads<kLanes>, .cluster = static_cast<unsigned>(cluster)}, op,
+      partials, 1 / static_cast<Compute<T>>(op.columns), aligned);
+  launch_sum_partials<T>(op, run, partials, lines);
+}
+
+template <class T>
+void layer_norm_backward(const LayerNormBackward& op, Run& run) {
+  const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.grad_output, op.input, op.weight, op.grad_input);
+  const auto launch = [&]<int kLanes, int kVecs>() { launch_layer_norm_backward<T, kLanes, kVecs>(op, run, aligned); };
+  const int64_t vectors = ceil_div(op.columns, kVec<T>);
+  // Two vectors of a row are the most for which both inputs, the next row's, and the sums for the weight and the bias
+  // fit in 128 registers; more threads share longer rows.
+  if (vectors <= 4) return launch.template operator()<4, 1>();
+  if (vectors <= 8) return launch.template operator()<8, 1>();
+  if (vectors <= 16) return launch.template operator()<16, 1>();
+  if (vectors <= 32) return launch.template operator()<32, 1>();
+  if (vectors <= 64) return launch.template operator()<32, 2>();
+  if (vectors <= 128) return launch.template operator()<64, 2>();
+  if (vectors <= 256) return launch.template operator()<128, 2>();
+  if (vectors <= 512) return launch.template operator()<256, 2>();
+  if (vectors <= 1024) return launch.template operator()<512, 2>();
+  for (int cluster = 2; cluster <= kMaxCluster && run.device.has_clusters; cluster *= 2) {
+    if (vectors <= cluster * 1024) return launch_layer_norm_backward<T, 512, 2, true>(op, run, aligned, cluster);
+  }
+  long_layer_norm_backward<T>(op, run, aligned);
+}
+
+}  // namespace normext::cuda

@@ -1,0 +1,135 @@
+// sums.cuh -- what the norms sum over rows and channels that are not kept on chip, and how exactly.
+//
+// A thread adds short sums of its compute type, one for each tile of values, to float64 totals; from there on
+// everything is float64: partial results of threads and blocks simply add up.
+#pragma once
+#include "numerics.cuh"
+#include "vec.cuh"
+
+namespace normext::cuda {
+
+// Sums of d and d^2, for d = x - shift with a shift of the thread's own: the mean of its first tile, near which a
+// float32 difference is exact enough. totals() gives them for the shift that all threads agree on. That one is a value
+// of the channel, so even if it is an outlier it adds its share to the variance, and the relative error of
+// second - first^2 / n stays below n * 2^-53.
+template <class A>
+class MomentSums {
+ public:
+  static constexpr int kInputs = 1, kSums = 2, kCoefficients = 1;  // x; the common shift
+
+  __device__ void start(const A (&)[1]) {}
+
+  // The first `count` values of a tile; count > 0.
+  template <int kSize>
+  __device__ void add(const A (&in)[1][kSize], int count) {
+    const auto& x = in[0];
+    if (count_ == 0) shift_ = mean(x, count);
+    A first = 0, second = 0;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      const A d = i < count ? x[i] - shift_ : A(0);
+      first += d;
+      second = fma(d, d, second);
+    }
+    double factor = 1;
+    if (const A scale = scale_for(second, shift_); scale != 1) {  // squares that float32 cannot hold
+      second = 0;
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        const A d = i < count ? (x[i] - shift_) * scale : A(0);
+        second = fma(d, d, second);
+      }
+      factor = inverse_scale(scale);
+    }
+    first_ += first;
+    second_ += static_cast<double>(second) * factor * factor;
+    count_ += count;
+  }
+
+  __device__ void totals(const A (&common_shift)[1], double (&out)[2]) const {
+    if (count_ == 0) {
+      out[0] = out[1] = 0;
+      return;
+    }
+    const double offset = static_cast<double>(shift_) - static_cast<double>(common_shift[0]);
+    out[0] = first_ + count_ * offset;
+    out[1] = second_ + offset * (2 * first_ + count_ * offset);
+  }
+
+ private:
+  template <int kSize>
+  __device__ static A mean(const A (&x)[kSize], int count) {
+    const A inverse = __fdividef(1.0f, static_cast<float>(count));  // exact enough: a shift may be any value near
+    A difference = 0, plain = 0;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      difference += i < count ? x[i] - x[0] : A(0);  // of equal values: zero, exactly
+      plain += i < count ? x[i] * inverse : A(0);    // of values at both ends of the range: not infinite
+    }
+    const A exact = x[0] + difference * inverse;
+    return finite_or(exact, finite_or(plain, A(0)));
+  }
+
+  double first_ = 0, second_ = 0, count_ = 0;
+  A shift_ = 0;
+};
+
+struct Moments {
+  double mean, variance;
+
+  // From the sums over 1 / inverse_n values.
+  __device__ static Moments of(const double (&sums)[2], double shift, double inverse_n) {
+    const double offset = sums[0] * inverse_n, variance = (sums[1] - offset * sums[0]) * inverse_n;
+    return {shift + offset, variance < 0 ? 0 : variance};  // NaN stays NaN
+  }
+};
+
+// Sums of g, g * xhat and xhat, for xhat = (x - mean) * rstd: see CenteredSums for the last.
+template <class A>
+class GradientSums {
+ public:
+  static constexpr int kInputs = 2, kSums = 3, kCoefficients = 2;  // g, x; mean, rstd
+
+  __device__ void start(const A (&k)[2]) {
+    mean_ = k[0];
+    rstd_ = k[1];
+  }
+
+  template <int kSize>
+  __device__ void add(const A (&in)[2][kSize], int count) {
+    A g = 0, g_xhat = 0, xhat = 0;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      const A normalized = i < count ? (in[1][i] - mean_) * rstd_ : A(0);
+      if (i < count) g += in[0][i];
+      g_xhat = fma(in[0][i], normalized, g_xhat);
+      xhat += normalized;
+    }
+    sums_[0] += g;
+    sums_[1] += g_xhat;
+    sums_[2] += xhat;
+  }
+
+  __device__ void totals(const A (&)[2], double (&out)[3]) const {
+#pragma unroll
+    for (int k = 0; k < 3; ++k) out[k] = sums_[k];
+  }
+
+ private:
+  A mean_ = 0, rstd_ = 0;
+  double sums_[3] = {};
+};
+
+// The sum of xhat would be zero, were the saved mean not rounded: offset tells by how much, in units of the deviation,
+// and g_xhat is the sum of g * (xhat - offset). That keeps gradients right where the mean is far from zero.
+struct CenteredSums {
+  double offset, g_xhat;
+
+  // From sums of g, g * xhat and xhat over 1 / inverse_n values.
+  __device__ static CenteredSums of(const double (&sums)[3], double inverse_n, bool center) {
+    const double offset = center ? sums[2] * inverse_n : 0;
+    return {offset, sums[1] - offset * sums[0]};
+  }
+};
+
+}  // namespace normext::cuda
