@@ -1,10 +1,9 @@
-// kernels.cpp -- every op, instruction set, dtype and choice of arguments over shapes on both sides of the kernels'
-// thresholds, without torch: for builds with sanitizers (test_sanitizers.py), which look for accesses outside the
-// arrays, undefined behaviour and races. Values are checked too, so that it cannot pass by computing nothing.
+// kernels.cpp -- every op, dtype and choice of arguments over shapes on both sides of the kernels' thresholds, under
+// all settings of a backend, without torch: for builds with sanitizers (test_sanitizers.py), which look for accesses
+// outside the arrays, undefined behaviour and races. Values are checked too, so that it cannot pass by computing
+// nothing.
 //
 // That it finds what it is for was tried with planted faults: see test_sanitizers.py.
-#include <sanitizer/common_interface_defs.h>
-
 #include <array>
 #include <cstdio>
 #include <optional>
@@ -12,26 +11,16 @@
 #include <sstream>
 #include <string>
 
-#include "cpu/isa.h"
-#include "ops/batch_norm.h"
-#include "ops/layer_norm.h"
+#include "backend.h"
 #include "oracle.h"
+
+// There in a program with sanitizers only.
+extern "C" [[gnu::weak]] void __sanitizer_set_death_callback(void (*callback)());
 
 namespace normext::test {
 namespace {
 
 constexpr double kEps = 1e-5;
-
-// The kernels use one thread for less than this. Larger cases are about threads, and for the sake of time get the
-// dtypes and arguments marked so only. The largest occupy 5 threads, the others 2 or 3.
-constexpr int64_t kLarge = 16384;
-constexpr int kThreads[] = {1, 5}, kThreadsForLarge[] = {2, 5};
-
-struct NamedIsa {
-  cpu::Isa isa;
-  const char* name;
-};
-constexpr NamedIsa kIsas[] = {{cpu::Isa::baseline, "baseline"}, {cpu::Isa::avx2, "avx2"}, {cpu::Isa::avx512, "avx512"}};
 
 struct DTypes {
   DType data, param;
@@ -51,19 +40,16 @@ int64_t runs = 0, wrong = 0;
 
 void print_current() { std::fprintf(stderr, "while running %s\n", current.c_str()); }
 
-// Runs the op with every instruction set and some thread counts; check() looks at the results of each.
+// Runs the op under every setting; check() looks at the results of each.
 template <class Op, class Forget, class Check>
 void run_everywhere(const std::string& what, int64_t elements, const Op& op, const Forget& forget, const Check& check) {
-  for (const NamedIsa& isa : kIsas) {
-    if (!cpu::supported(isa.isa)) continue;
-    cpu::set_isa(isa.isa);
-    for (const int threads : elements < kLarge ? kThreads : kThreadsForLarge) {
-      current = what + ", " + isa.name + ", threads " + std::to_string(threads);
-      forget();
-      cpu::run(op, threads);
-      check();
-      ++runs;
-    }
+  for (const Setting& setting : settings(elements)) {
+    current = what + ", " + setting.name;
+    setting.apply();
+    forget();
+    run(op);
+    check();
+    ++runs;
   }
 }
 
@@ -240,30 +226,6 @@ void test_layer_norm(int64_t rows, int64_t columns) {
   });
 }
 
-void test_layer_norms() {
-  // around the vectors' widths and what unrolling makes of them; never nothing: the bindings answer for empty tensors
-  for (const int64_t columns : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 257}) {
-    for (const int64_t rows : {1, 2, 7}) test_layer_norm(rows, columns);
-  }
-  for (const int64_t columns : {1000, 1023, 1025, 4097}) test_layer_norm(3, columns);  // several partial sums
-  test_layer_norm(300, 1);
-  test_layer_norm(129, 33);
-  test_layer_norm(1, 8193);
-  // fewer rows than threads, more, and many of them
-  for (const auto& [rows, columns] : {std::array<int64_t, 2>{1, 20000},
-                                      {1, 70000},
-                                      {2, 20000},
-                                      {3, 25000},
-                                      {5, 16385},
-                                      {5, 8193},
-                                      {33, 1025},
-                                      {1400, 25},
-                                      {2100, 17},
-                                      {35001, 1}}) {
-    test_layer_norm(rows, columns);
-  }
-}
-
 // ------------------------------------------------------------------------------------------------ BatchNorm
 void test_batch_norm(const BatchNormShape& shape) {
   const int64_t stride = shape.channels_last ? 1 : shape.plane;
@@ -330,42 +292,17 @@ void test_batch_norm_update(int64_t channels, int64_t count) {
   }
 }
 
-// clang-format off
-constexpr std::array<int64_t, 3> kBatchNormShapes[] = {  // batch, channels, plane
-    // next to nothing
-    {1, 1, 1}, {1, 4, 1}, {2, 1, 1}, {2, 3, 1},
-    // short planes and few columns
-    {5, 2, 2}, {9, 4, 1}, {3, 5, 7}, {2, 7, 15}, {2, 8, 16}, {3, 9, 17}, {3, 15, 1}, {3, 16, 1}, {3, 17, 1}, {5, 31, 3},
-    {5, 33, 1}, {17, 63, 1}, {17, 64, 1}, {17, 65, 1}, {16, 3, 49}, {300, 3, 1}, {1000, 1, 1},
-    // planes of some length
-    {3, 2, 63}, {3, 2, 64}, {3, 2, 65}, {2, 3, 255}, {2, 2, 257}, {2, 3, 1025}, {1, 1, 8193},
-    // wide rows
-    {2, 67, 49}, {3, 129, 5}, {2, 257, 4}, {1, 1023, 1}, {2, 1025, 1}, {3, 33, 63},
-    // few channels and many, long planes and short
-    {1, 1, 20000}, {2, 3, 2731}, {17001, 1, 1}, {1, 1, 70000}, {1, 17001, 1}, {1, 2, 20000}, {1, 3, 8193},
-    {1000, 17, 1}, {6, 67, 49}, {1100, 5, 3}, {2, 70, 200}, {4500, 3, 5}};
-// clang-format on
-
-void test_batch_norms() {
-  for (const bool channels_last : {false, true}) {
-    for (const auto& [batch, channels, plane] : kBatchNormShapes) {
-      if (plane == 1 && channels_last) continue;  // it is the same
-      test_batch_norm({batch, channels, plane, channels_last});
-    }
-  }
-  for (const int64_t channels : {1, 3, 4, 7, 8, 9, 15, 16, 17, 33, 65, 257, 8193}) {
-    for (const int64_t count : {2, 100}) test_batch_norm_update(channels, count);
-  }
-}
-
 }  // namespace
 }  // namespace normext::test
 
 int main() {
   using namespace normext::test;
-  __sanitizer_set_death_callback(print_current);
-  test_layer_norms();
-  test_batch_norms();
+  if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(print_current);
+  for (const auto& [rows, columns] : layer_norm_shapes()) test_layer_norm(rows, columns);
+  for (const auto& shape : batch_norm_shapes()) test_batch_norm(shape);
+  for (const int64_t channels : {1, 3, 4, 7, 8, 9, 15, 16, 17, 33, 65, 257, 8193}) {
+    for (const int64_t count : {2, 100}) test_batch_norm_update(channels, count);
+  }
   std::printf("%lld cases, %lld runs, %lld results wrong\n", static_cast<long long>(cases),
               static_cast<long long>(runs), static_cast<long long>(wrong));
   return wrong ? 1 : 0;

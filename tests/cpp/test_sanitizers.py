@@ -55,7 +55,7 @@ def test_kernels(sanitizers: str, tmp_path: Path) -> None:
     folder = ROOT / "build" / f"sanitize-{sanitizers.replace(',', '-')}"
     for command in (
         ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, f"-DNORMEXT_SANITIZE={sanitizers}"],
-        ["cmake", "--build", folder],
+        ["cmake", "--build", folder, "--target", "kernels"],
         [folder / "kernels"],
     ):
         result = run(*command)

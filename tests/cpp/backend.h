@@ -1,0 +1,32 @@
+// backend.h -- whose kernels are tested: linked with cpu.cpp, the CPU's; with tests/emu/emulated.cpp, CUDA's.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ops/batch_norm.h"
+#include "ops/layer_norm.h"
+
+namespace normext::test {
+
+// What the same op runs under: an instruction set and a number of threads, or a schedule and a device.
+struct Setting {
+  std::string name;
+  std::function<void()> apply;
+};
+const std::vector<Setting>& settings(int64_t elements);
+
+template <class Op>
+void run(const Op& op);
+
+// Cases of at least so many elements get, for the sake of time, the dtypes and arguments marked so only.
+extern const int64_t kLarge;
+
+// Shapes on both sides of the kernels' thresholds. Never nothing: the bindings answer for empty tensors.
+struct LayerNormShape {
+  int64_t rows, columns;
+};
+std::vector<LayerNormShape> layer_norm_shapes();
+std::vector<BatchNormShape> batch_norm_shapes();
+
+}  // namespace normext::test

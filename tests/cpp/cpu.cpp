@@ -1,0 +1,101 @@
+// cpu.cpp -- the CPU's kernels: every instruction set, some numbers of threads.
+#include "backend.h"
+#include "cpu/isa.h"
+
+namespace normext::test {
+namespace {
+
+// The kernels use one thread for less than this. The largest cases occupy 5 threads, the others 2 or 3.
+constexpr int64_t kElementsPerThread = 16384;
+
+struct NamedIsa {
+  cpu::Isa isa;
+  const char* name;
+};
+constexpr NamedIsa kIsas[] = {{cpu::Isa::baseline, "baseline"}, {cpu::Isa::avx2, "avx2"}, {cpu::Isa::avx512, "avx512"}};
+
+int thread_count;
+
+std::vector<Setting> every_isa(std::initializer_list<int> numbers_of_threads) {
+  std::vector<Setting> settings;
+  for (const NamedIsa& isa : kIsas) {
+    if (!cpu::supported(isa.isa)) continue;
+    for (const int threads : numbers_of_threads) {
+      settings.push_back({isa.name + std::string(", threads ") + std::to_string(threads), [&isa, threads] {
+                            cpu::set_isa(isa.isa);
+                            thread_count = threads;
+                          }});
+    }
+  }
+  return settings;
+}
+
+// clang-format off
+constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
+    // next to nothing
+    {1, 1, 1}, {1, 4, 1}, {2, 1, 1}, {2, 3, 1},
+    // short planes and few columns
+    {5, 2, 2}, {9, 4, 1}, {3, 5, 7}, {2, 7, 15}, {2, 8, 16}, {3, 9, 17}, {3, 15, 1}, {3, 16, 1}, {3, 17, 1}, {5, 31, 3},
+    {5, 33, 1}, {17, 63, 1}, {17, 64, 1}, {17, 65, 1}, {16, 3, 49}, {300, 3, 1}, {1000, 1, 1},
+    // planes of some length
+    {3, 2, 63}, {3, 2, 64}, {3, 2, 65}, {2, 3, 255}, {2, 2, 257}, {2, 3, 1025}, {1, 1, 8193},
+    // wide rows
+    {2, 67, 49}, {3, 129, 5}, {2, 257, 4}, {1, 1023, 1}, {2, 1025, 1}, {3, 33, 63},
+    // few channels and many, long planes and short
+    {1, 1, 20000}, {2, 3, 2731}, {17001, 1, 1}, {1, 1, 70000}, {1, 17001, 1}, {1, 2, 20000}, {1, 3, 8193},
+    {1000, 17, 1}, {6, 67, 49}, {1100, 5, 3}, {2, 70, 200}, {4500, 3, 5}};
+// clang-format on
+
+}  // namespace
+
+const int64_t kLarge = kElementsPerThread;
+
+const std::vector<Setting>& settings(int64_t elements) {
+  static const std::vector<Setting> small = every_isa({1, 5}), large = every_isa({2, 5});
+  return elements < kLarge ? small : large;
+}
+
+template <class Op>
+void run(const Op& op) {
+  cpu::run(op, thread_count);
+}
+template void run(const LayerNormForward&);
+template void run(const LayerNormBackward&);
+template void run(const BatchNormForward&);
+template void run(const BatchNormBackward&);
+template void run(const BatchNormUpdate&);
+
+std::vector<LayerNormShape> layer_norm_shapes() {
+  std::vector<LayerNormShape> shapes;
+  // around the vectors' widths and what unrolling makes of them
+  for (const int64_t columns : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 257}) {
+    for (const int64_t rows : {1, 2, 7}) shapes.push_back({rows, columns});
+  }
+  for (const int64_t columns : {1000, 1023, 1025, 4097}) shapes.push_back({3, columns});  // several partial sums
+  shapes.insert(shapes.end(), {{300, 1}, {129, 33}, {1, 8193}});
+  // fewer rows than threads, more, and many of them
+  shapes.insert(shapes.end(), {{1, 20000},
+                               {1, 70000},
+                               {2, 20000},
+                               {3, 25000},
+                               {5, 16385},
+                               {5, 8193},
+                               {33, 1025},
+                               {1400, 25},
+                               {2100, 17},
+                               {35001, 1}});
+  return shapes;
+}
+
+std::vector<BatchNormShape> batch_norm_shapes() {
+  std::vector<BatchNormShape> shapes;
+  for (const bool channels_last : {false, true}) {
+    for (const auto& [batch, channels, plane] : kBatchNormShapes) {
+      if (plane == 1 && channels_last) continue;  // it is the same
+      shapes.push_back({batch, channels, plane, channels_last});
+    }
+  }
+  return shapes;
+}
+
+}  // namespace normext::test
