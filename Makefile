@@ -1,46 +1,70 @@
 # `make bench` and `make test` do all the set-up on a fresh machine: environment, build, run.
 #   TORCH   which torch to install, "torch==2.13.0" for instance; the newest if not given
-#   VENV    where the environment goes; set VENV= to an environment of your own to use it as it is
+#   VENV    where the environment goes, or stands; `make ... VENV=` takes the python that is active, as it is
 #   ARGS    more arguments for the benchmark or for pytest
 PYTHON ?= python3
 TORCH ?= torch
 VENV ?= .venv
 ARGS ?=
+ifneq ($(VENV),)
 BIN := $(abspath $(VENV))/bin
 RUN := PATH="$(BIN):$$PATH"
+READY := $(VENV)/.ready
+endif
 
-.PHONY: bench test lint format develop wheel clean
+.PHONY: bench test gpu-bench gpu-test gpu-develop lint format develop wheel clean
 
 bench: develop
-	$(RUN) python -m benchmarks $(ARGS)
+	$(RUN) python3 -m benchmarks $(ARGS)
 
 test: develop lint
-	$(RUN) python -m pytest $(ARGS)
+	$(RUN) python3 -m pytest $(ARGS)
+
+# On a machine with an NVIDIA GPU: the same, built for that GPU, which fails where it cannot be.
+gpu-bench: gpu-develop
+	$(RUN) python3 -m benchmarks --device cuda $(ARGS)
+
+gpu-test: gpu-develop
+	$(RUN) OMP_NUM_THREADS=2 python3 -m pytest $(PARALLEL) $(ARGS)
+	if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
+	  $(RUN) PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --kernel-name kns=normext \
+	  --report-api-errors no --error-exitcode 1 python3 -m pytest -q tests/test_cuda.py -k every_schedule || exit 1; \
+	done; fi
+
+# Several processes share the GPU, where pytest-xdist is installed.
+PARALLEL = $$($(RUN) python3 -c "import xdist; print('-n 8')" 2>/dev/null)
+
+gpu-develop: $(READY)
+	capability=$$($(RUN) python3 -c "import torch; print(*torch.cuda.get_device_capability(), sep='.')") && \
+	  $(RUN) FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$$capability \
+	  python3 -m pip install --quiet --no-build-isolation --no-deps --editable .
 
 # An editable build: Python files as they are in the tree, the extension rebuilt from what changed.
-develop: $(VENV)/.ready
-	$(RUN) pip install --quiet --no-build-isolation --no-deps --editable .
+develop: $(READY)
+	$(RUN) python3 -m pip install --quiet --no-build-isolation --no-deps --editable .
 
-$(VENV)/.ready: pyproject.toml
+ifneq ($(VENV),)
+$(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade pip
-	$(RUN) python -c "import torch" 2>/dev/null || $(RUN) pip install --quiet "$(TORCH)"
+	$(RUN) python3 -c "import torch" 2>/dev/null || $(RUN) pip install --quiet "$(TORCH)"
 	$(RUN) pip install --quiet --group dev
 	touch $@
+endif
 
-lint: $(VENV)/.ready
+lint: $(READY)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 	$(RUN) mypy
 
-format: $(VENV)/.ready
+format: $(READY)
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 	$(RUN) clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-wheel: $(VENV)/.ready
-	$(RUN) python -m build --no-isolation
+wheel: $(READY)
+	$(RUN) python3 -m build --no-isolation
 
 clean:
 	rm -rf build dist *.egg-info normext/*.so $(VENV)

@@ -22,6 +22,7 @@ def show_config() -> None:
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads changes it)",
         "OpenMP": info["openmp"],
         "CUDA architectures": info["cuda_architectures"] or "none: built for the CPU only",
+        "nvcc": info["nvcc"] or "none",
     }
     for name, value in lines.items():
         print(f"{name + ':':<20}{value}")

@@ -1,12 +1,25 @@
-"""What the suite runs on: every implementation of the kernels for their own tests, every device for the rest."""
+"""What the suite runs on: every implementation of the kernels for their own tests, every device for the rest.
 
+With NORMEXT_EMULATED=<path of build/<...>/emulated/_C*.so> in the environment, it runs on that module instead of the
+installed one: the same bindings, with the CUDA kernels on the CPU (cmake --build build/<...> --target emulated).
+"""
+
+import importlib.util
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from normext import _C
+EMULATED = os.environ.get("NORMEXT_EMULATED")
+if EMULATED:  # before anything imports normext, which takes the module that is there
+    spec = importlib.util.spec_from_file_location("normext._C", EMULATED)
+    sys.modules["normext._C"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["normext._C"])
+
+from normext import _C  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,8 @@ class Backend:
 BACKENDS = [Backend(f"cpu-{isa}", "cpu", isa) for isa in _C.supported_isas()]
 if torch.cuda.is_available() and _C.build_info["cuda_architectures"]:
     BACKENDS.append(Backend("cuda", "cuda"))
+if EMULATED:
+    BACKENDS = [Backend("emulated", "cpu")]
 
 DEVICES = sorted({backend.device for backend in BACKENDS})
 

@@ -127,7 +127,7 @@ Forward forward_kernel(const Tensor& input, const MaybeTensor& running_mean, con
   op.eps = eps;
   op.dtype = dtype_of(input.scalar_type());
   op.param_dtype = dtype_of(param_type);
-  run(op);
+  run(op, input.device());
   return outputs;
 }
 
@@ -135,6 +135,9 @@ at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, co
                               const Tensor& weight, const Tensor& bias) {
   const auto channels = channels_of(input);
   check_input_dtype("batch_norm_backward", input);
+  check_device("batch_norm_backward", "grad_output", grad_output, input);
+  check_device("batch_norm_backward", "mean", mean, input);
+  check_device("batch_norm_backward", "rstd", rstd, input);
   TORCH_CHECK(grad_output.sym_sizes().equals(input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(),
               "batch_norm_backward: expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ",
               input.scalar_type(), ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
@@ -186,21 +189,32 @@ Backward backward_kernel(const Tensor& grad_output, const Tensor& input, const T
   op.training = training;
   op.dtype = dtype_of(input.scalar_type());
   op.param_dtype = dtype_of(param_type);
-  run(op);
+  run(op, input.device());
   return gradients;
 }
 
-void update_stats_kernel(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
-                         int64_t count, double momentum) {
-  const auto channels = mean.numel();
+void check_update(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var) {
+  const auto channels = mean.sym_numel();
   check_size("running_mean", running_mean, channels);
   check_size("running_var", running_var, channels);
   check_size("var", var, channels);
   check_input_dtype("batch_norm_update_stats", running_mean);
   check_parameters("batch_norm_update_stats", running_mean, {{"running_var", running_var}});
+  check_device("batch_norm_update_stats", "mean", mean, running_mean);
+  check_device("batch_norm_update_stats", "var", var, running_mean);
   TORCH_CHECK(mean.scalar_type() == statistics_type(running_mean) && var.scalar_type() == mean.scalar_type(),
               "batch_norm_update_stats: expected mean and var of ", statistics_type(running_mean), ", but got ",
               mean.scalar_type(), " and ", var.scalar_type());
+}
+
+void update_stats_meta(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                       c10::SymInt, double) {
+  check_update(running_mean, running_var, mean, var);
+}
+
+void update_stats_kernel(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
+                         int64_t count, double momentum) {
+  check_update(running_mean, running_var, mean, var);
   TORCH_CHECK_VALUE(count > 1, "batch_norm_update_stats: expected count of more than 1, but got ", count);
   const Tensor m = mean.contiguous(), v = var.contiguous();
   const Tensor rm = running_mean.contiguous(), rv = running_var.contiguous();
@@ -209,16 +223,14 @@ void update_stats_kernel(const Tensor& running_mean, const Tensor& running_var, 
   op.var = v.const_data_ptr();
   op.running_mean = rm.mutable_data_ptr();
   op.running_var = rv.mutable_data_ptr();
-  op.channels = channels;
+  op.channels = mean.numel();
   op.count = count;
   op.momentum = momentum;
   op.dtype = dtype_of(running_mean.scalar_type());
-  run(op);
+  run(op, running_mean.device());
   if (!rm.is_same(running_mean)) running_mean.copy_(rm);
   if (!rv.is_same(running_var)) running_var.copy_(rv);
 }
-
-void update_stats_meta(const Tensor&, const Tensor&, const Tensor&, const Tensor&, c10::SymInt, double) {}
 
 // ------------------------------------------------------------------------------------------------ calls through torch
 Forward call_forward(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
@@ -339,6 +351,12 @@ Tensor composite(const Tensor& input, const MaybeTensor& running_mean, const May
   return output;
 }
 
+void register_kernels(torch::Library& m) {
+  m.impl("batch_norm_forward", forward_kernel);
+  m.impl("batch_norm_backward", backward_kernel);
+  m.impl("batch_norm_update_stats", update_stats_kernel);
+}
+
 }  // namespace
 
 Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
@@ -359,10 +377,7 @@ TORCH_LIBRARY_IMPL(normext, Meta, m) {
   m.impl("batch_norm_backward", backward_meta);
   m.impl("batch_norm_update_stats", update_stats_meta);
 }
-TORCH_LIBRARY_IMPL(normext, CPU, m) {
-  m.impl("batch_norm_forward", forward_kernel);
-  m.impl("batch_norm_backward", backward_kernel);
-  m.impl("batch_norm_update_stats", update_stats_kernel);
-}
+TORCH_LIBRARY_IMPL(normext, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(normext, CUDA, m) { register_kernels(m); }
 
 }  // namespace normext

@@ -27,6 +27,12 @@ void check_input_dtype(const char* op, const Tensor& input) {
                               "\" not implemented for '", type, "': expected Double, Float, BFloat16 or Half");
 }
 
+void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
+  TORCH_CHECK(!tensor.defined() || tensor.device() == input.device(),
+              "Expected all tensors to be on the same device, but got ", name, " is on ", tensor.device(),
+              ", different from other tensors on ", input.device(), " (when checking argument in ", op, ")");
+}
+
 at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters) {
   const auto input_type = input.scalar_type();
   auto type = input_type;
@@ -34,8 +40,7 @@ at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRe
   for (const auto& parameter : parameters) {
     const Tensor& tensor = parameter.tensor;
     if (!tensor.defined()) continue;
-    TORCH_CHECK(tensor.device() == input.device(), op, ": expected ", parameter.name,
-                " to be on the same device as input, ", input.device(), ", but got ", tensor.device());
+    check_device(op, parameter.name, tensor, input);
     if (!first) {
       first = &parameter;
       type = tensor.scalar_type();

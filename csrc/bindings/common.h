@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "cpu/isa.h"
+#include "cuda.h"
 #include "ops/types.h"
 
 namespace normext {
@@ -29,6 +30,10 @@ DType dtype_of(at::ScalarType type);
 // Throws what torch throws for a dtype that `op` does not take.
 void check_input_dtype(const char* op, const Tensor& input);
 
+// Throws what torch throws unless the tensor, which may be undefined, is on the same device as input: kernels are
+// handed pointers, which do not tell.
+void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& input);
+
 struct Parameter {
   const char* name;
   const Tensor& tensor;  // may be undefined
@@ -46,7 +51,8 @@ inline Tensor contiguous_or_undefined(const Tensor& tensor) { return tensor.defi
 
 // Runs an op of csrc/ops on the device its tensors are on.
 template <class Op>
-void run(const Op& op) {
+void run(const Op& op, at::Device device) {
+  if (device.is_cuda()) return run_on_cuda(op, device);
   cpu::run(op, at::in_parallel_region() ? 1 : at::get_num_threads());
 }
 

@@ -96,7 +96,7 @@ Forward forward_kernel(const Tensor& input, c10::SymIntArrayRef normalized_shape
   op.eps = eps;
   op.dtype = dtype_of(input.scalar_type());
   op.param_dtype = dtype_of(param_type);
-  run(op);
+  run(op, input.device());
   return outputs;
 }
 
@@ -118,6 +118,9 @@ void check_statistics(const Tensor& statistics, const char* name, const Tensor& 
 at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                               const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias) {
   const auto param_type = check(input, normalized_shape, weight, bias);
+  check_device("layer_norm_backward", "grad_output", grad_output, input);
+  check_device("layer_norm_backward", "mean", mean, input);
+  check_device("layer_norm_backward", "rstd", rstd, input);
   check_gradient(grad_output, input);
   check_statistics(mean, "mean", input, normalized_shape);
   check_statistics(rstd, "rstd", input, normalized_shape);
@@ -159,7 +162,7 @@ Backward backward_kernel(const Tensor& grad_output, const Tensor& input, c10::Sy
   op.columns = input.numel() / op.rows;
   op.dtype = dtype_of(input.scalar_type());
   op.param_dtype = dtype_of(param_type);
-  run(op);
+  run(op, input.device());
   return gradients;
 }
 
@@ -264,6 +267,11 @@ Tensor autocast_cuda(const Tensor& input, c10::SymIntArrayRef normalized_shape, 
   return layer_norm(cast(input), normalized_shape, cast(weight), cast(bias), eps);
 }
 
+void register_kernels(torch::Library& m) {
+  m.impl("layer_norm_forward", forward_kernel);
+  m.impl("layer_norm_backward", backward_kernel);
+}
+
 }  // namespace
 
 Tensor layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
@@ -282,9 +290,7 @@ TORCH_LIBRARY_IMPL(normext, Meta, m) {
   m.impl("layer_norm_forward", forward_meta);
   m.impl("layer_norm_backward", backward_meta);
 }
-TORCH_LIBRARY_IMPL(normext, CPU, m) {
-  m.impl("layer_norm_forward", forward_kernel);
-  m.impl("layer_norm_backward", backward_kernel);
-}
+TORCH_LIBRARY_IMPL(normext, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(normext, CUDA, m) { register_kernels(m); }
 
 }  // namespace normext

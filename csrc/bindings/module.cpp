@@ -44,7 +44,8 @@ py::dict build_info() {
   info["compiler"] = NORMEXT_COMPILER;
   info["instruction_sets"] = NORMEXT_INSTRUCTION_SETS;
   info["openmp"] = cpu::openmp_version();
-  info["cuda_architectures"] = "";
+  info["cuda_architectures"] = NORMEXT_CUDA_ARCHITECTURES;
+  info["nvcc"] = NORMEXT_NVCC;
   return info;
 }
 
