@@ -63,6 +63,8 @@ def describe(device: str) -> dict[str, object]:
             "gpu_memory_bytes": properties.total_memory,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
+            "nvcc": _C.build_info["nvcc"],
+            "cuda_architectures": _C.build_info["cuda_architectures"],
         }
     return description
 

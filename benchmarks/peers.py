@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,35 @@ def _last_dimension(function: Callable[[Tensor, Tensor, Tensor, float], Tensor])
     return {"layer_norm": layer_norm}
 
 
+def _differentiable(
+    forward: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]],
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+) -> dict[str, Norm]:
+    """LayerNorm from a peer's two kernels, which take rows.
+
+    Args:
+        forward: (rows, weight, bias, eps) to (output, mean, rstd).
+        backward: (grad_output, rows, weight, mean, rstd) to the gradients of rows, weight and bias.
+
+    """
+
+    class LayerNorm(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+            rows = x.reshape(-1, x.shape[-1])
+            output, mean, rstd = forward(rows, weight, bias, eps)
+            ctx.save_for_backward(rows, weight, mean, rstd)
+            return output.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+            rows, weight, mean, rstd = ctx.saved_tensors
+            dx, dw, db = backward(grad_output.reshape(rows.shape), rows, weight, mean, rstd)
+            return dx.view_as(grad_output), dw.to(weight.dtype), db.to(weight.dtype), None
+
+    return _last_dimension(LayerNorm.apply)
+
+
 def _liger() -> dict[str, Norm]:
     from liger_kernel.transformers.functional import liger_layer_norm
 
@@ -78,6 +108,32 @@ def _apex() -> dict[str, Norm]:
     return {"layer_norm": lambda x, shape, weight, bias, eps: fused_layer_norm_affine(x, weight, bias, shape, eps)}
 
 
+def _quack() -> dict[str, Norm]:
+    from quack.rmsnorm import layernorm_bwd, layernorm_fwd
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        output, rstd, mean = layernorm_fwd(x, weight.float(), bias.float(), eps, return_rstd=True, return_mean=True)
+        return output, mean, rstd
+
+    return _differentiable(
+        forward, lambda dy, x, weight, mean, rstd: layernorm_bwd(x, weight.float(), dy, rstd, mean, has_bias=True)
+    )
+
+
+def _transformer_engine() -> dict[str, Norm]:
+    # Its kernels, not its module, which frees what it has saved at the first backward pass and has no second.
+    import transformer_engine.pytorch  # noqa: F401  it loads the library of the next
+    import transformer_engine_torch as kernels
+    from transformer_engine.pytorch.constants import TE_DType
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        return kernels.layernorm_fwd(x, weight, bias, eps, None, None, TE_DType[x.dtype], 0, False)
+
+    return _differentiable(
+        forward, lambda dy, x, weight, mean, rstd: kernels.layernorm_bwd(dy, x, mean, rstd, weight, 0, False)
+    )
+
+
 NORMEXT, EAGER, COMPILE = "normext", "torch eager", "torch.compile"
 
 PEERS = [
@@ -87,6 +143,8 @@ PEERS = [
     Peer("Liger", _liger),
     Peer("flash-attention", _flash_attention),
     Peer("apex", _apex),
+    Peer("quack", _quack),
+    Peer("TransformerEngine", _transformer_engine),
 ]
 
 

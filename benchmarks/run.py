@@ -20,6 +20,7 @@ from benchmarks.cases import Case
 from benchmarks.peers import COMPILE, EAGER, NORMEXT, Norm, installed
 from benchmarks.results import COPY, Result
 from benchmarks.timing import Call, Samples
+from normext import _C
 
 
 def select(arguments: argparse.Namespace) -> list[Case]:
@@ -94,6 +95,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.device == "cuda":
+        if not (torch.cuda.is_available() and _C.build_info["cuda_architectures"]):
+            raise SystemExit("--device cuda needs a GPU and a build for it: make gpu-bench")
         timing_cuda.use_own_stream()
     # Backward passes are timed over and over on one graph, which code that reuses the graph's buffers would refuse.
     # What norms save is their input, which is nobody's to reuse, and statistics: there is nothing to lose.
