@@ -77,7 +77,7 @@ template <class Op>
 const char* run(const Op& op, void* workspace, Stream stream) {
   Run run(device(), workspace, stream);
   perform(op, run);
-  return run.status() == cudaSuccess ? nullptr : error_message(run.status());
+  return run.status() == cudaSuccess ? nullptr : cudaGetErrorString(run.status());
 }
 
 }  // namespace normext::cuda

@@ -84,8 +84,6 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
-inline const char* error_message(cudaError_t status) { return cudaGetErrorString(status); }
-
 // Makes the compiler forget where a value came from. Packed words it then widens where they are used, again if need be,
 // instead of keeping the wide values from early on; of a row's number, it computes addresses anew instead of keeping a
 // pointer for each array. Registers are what that saves.
@@ -133,8 +131,6 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
               how.cluster);
   return cudaSuccess;
 }
-
-inline const char* error_message(cudaError_t) { return "the emulator reports errors by exceptions"; }
 
 inline void opaque(int64_t&) {}
 inline void opaque(unsigned (&)[4]) {}

@@ -32,18 +32,20 @@ constexpr DTypes kDTypes[] = {{DType::float64, DType::float64, true, "float64"},
                               {DType::bfloat16, DType::bfloat16, false, "bfloat16"},
                               {DType::bfloat16, DType::float32, true, "bfloat16, float32 parameters"},
                               {DType::float16, DType::float16, false, "float16"},
-                              {DType::float16, DType::float32, false, "float16, float32 parameters"}};
+                              {DType::float16, DType::float32, true, "float16, float32 parameters"}};
 
 // ------------------------------------------------------------------------------------------------ running and checking
+std::string only;     // settings with this in their name; all of them if empty
 std::string current;  // the case and the run, for reports: the sanitizers' know only the code
 int64_t runs = 0, wrong = 0;
 
 void print_current() { std::fprintf(stderr, "while running %s\n", current.c_str()); }
 
-// Runs the op under every setting; check() looks at the results of each.
+// Runs the op under every setting asked for; check() looks at the results of each.
 template <class Op, class Forget, class Check>
 void run_everywhere(const std::string& what, int64_t elements, const Op& op, const Forget& forget, const Check& check) {
   for (const Setting& setting : settings(elements)) {
+    if (setting.name.find(only) == std::string::npos) continue;
     current = what + ", " + setting.name;
     setting.apply();
     forget();
@@ -70,10 +72,10 @@ void compare(const char* name, const Buffer& got, const Expected& want, DType co
 }
 
 // ------------------------------------------------------------------------------------------------ arrays
-// One case's arrays. Cases take turns at beginning where their allocation does and one element behind.
+// One case's arrays, which begin where their allocations do, or `shifted` by one element.
 class Arrays {
  public:
-  explicit Arrays(int64_t number) : shifted_(number % 2), random_(number) {}
+  Arrays(int64_t number, bool shifted) : shifted_(shifted), random_(number) {}
 
   Buffer out(DType dtype, int64_t size) const { return Buffer(dtype, size, shifted_); }
   Buffer in(DType dtype, int64_t size, double low, double high) {
@@ -121,6 +123,8 @@ constexpr Affine kAffine[] = {{true, true, true, "weight and bias"},
                               {false, true, false, "bias"},
                               {false, false, true, "neither weight nor bias"}};
 
+int64_t cases = 0;
+
 // Calls f(entry) for the entries of one of the tables that a case of that many elements gets.
 template <class Table, class F>
 void for_entries(const Table& table, int64_t elements, const F& f) {
@@ -128,15 +132,24 @@ void for_entries(const Table& table, int64_t elements, const F& f) {
     if (elements < kLarge || entry.large) f(entry);
 }
 
-int64_t cases = 0;
+// The same with the arrays of a case: large cases get both alignments, the others one, in turn.
+template <class Table, class F>
+void for_arrays(const Table& table, int64_t elements, const F& f) {
+  for_entries(table, elements, [&](const auto& entry) {
+    if (elements >= kLarge) f(entry, Arrays(cases, cases % 2 == 0));
+    f(entry, Arrays(cases, cases % 2 == 1));
+    ++cases;
+  });
+}
 
-// Either norm's forward: `make` puts the arrays into the op, `training` says that the statistics are the input's.
+// Either norm's forward: `make` puts the arrays into the op, `training` says that the statistics are the input's, which
+// is of the order of `scale`.
 template <class MakeOp>
-void test_forward(const std::string& name, const Axes& axes, const DTypes& dtypes, bool training, const MakeOp& make) {
-  for_entries(kAffine, axes.elements, [&](const Affine& affine) {
-    Arrays arrays(cases++);
+void test_forward(const std::string& name, const Axes& axes, const DTypes& dtypes, bool training, double scale,
+                  const MakeOp& make) {
+  for_arrays(kAffine, axes.elements, [&](const Affine& affine, Arrays arrays) {
     const DType statistics_type = statistics_dtype(dtypes.data);
-    const Buffer input = arrays.in(dtypes.data, axes.elements, -1, 3);
+    const Buffer input = arrays.in(dtypes.data, axes.elements, -scale, 3 * scale);
     std::optional<Buffer> weight, bias, running_mean, running_var;
     if (affine.weight) weight = arrays.in(dtypes.param, axes.affines, -2, 2);
     if (affine.bias) bias = arrays.in(dtypes.param, axes.affines, -2, 2);
@@ -178,8 +191,7 @@ void test_forward(const std::string& name, const Axes& axes, const DTypes& dtype
 
 template <class MakeOp>
 void test_backward(const std::string& name, const Axes& axes, const DTypes& dtypes, bool training, const MakeOp& make) {
-  for_entries(kWanted, axes.elements, [&](const Wanted& wanted) {
-    Arrays arrays(cases++);
+  for_arrays(kWanted, axes.elements, [&](const Wanted& wanted, Arrays arrays) {
     const DType statistics_type = statistics_dtype(dtypes.data);
     const Buffer input = arrays.in(dtypes.data, axes.elements, -1, 3);
     const Buffer grad_output = arrays.in(dtypes.data, axes.elements, -1, 2);
@@ -207,16 +219,23 @@ void test_backward(const std::string& name, const Axes& axes, const DTypes& dtyp
 }
 
 // ------------------------------------------------------------------------------------------------ LayerNorm
-void test_layer_norm(int64_t rows, int64_t columns) {
+void test_layer_norm_forward(int64_t rows, int64_t columns, const DTypes& t, double scale) {
   const Axes axes{rows * columns, rows, columns, columns, 1};
-  for_entries(kDTypes, axes.elements, [&](const DTypes& t) {
+  std::ostringstream what;
+  what << "layer_norm forward, " << rows << " rows of " << columns << " " << t.name << " times " << scale;
+  test_forward(what.str(), axes, t, true, scale,
+               [&](auto* input, auto* weight, auto* bias, auto*, auto*, auto* output, auto* mean, auto* rstd, auto*) {
+                 return LayerNormForward{input, weight, bias, output, mean, rstd, rows, columns, kEps, t.data, t.param};
+               });
+}
+
+void test_layer_norm(const LayerNormShape& shape) {
+  const auto [rows, columns] = shape;
+  const Axes axes{rows * columns, rows, columns, columns, 1};
+  for_entries(kDTypes, axes.elements, [&, rows = rows, columns = columns](const DTypes& t) {
+    test_layer_norm_forward(rows, columns, t, 1);
     std::ostringstream what;
     what << rows << " rows of " << columns << " " << t.name;
-    test_forward("layer_norm forward, " + what.str(), axes, t, true,
-                 [&](auto* input, auto* weight, auto* bias, auto*, auto*, auto* output, auto* mean, auto* rstd, auto*) {
-                   return LayerNormForward{input, weight,  bias, output, mean,   rstd,
-                                           rows,  columns, kEps, t.data, t.param};
-                 });
     test_backward("layer_norm backward, " + what.str(), axes, t, true,
                   [&](auto* grad_output, auto* input, auto* mean, auto* rstd, auto* weight, auto* grad_input,
                       auto* grad_weight, auto* grad_bias) {
@@ -227,22 +246,35 @@ void test_layer_norm(int64_t rows, int64_t columns) {
 }
 
 // ------------------------------------------------------------------------------------------------ BatchNorm
-void test_batch_norm(const BatchNormShape& shape) {
+Axes axes_of(const BatchNormShape& shape) {
   const int64_t stride = shape.channels_last ? 1 : shape.plane;
-  const Axes axes{shape.batch * shape.channels * shape.plane, shape.channels, stride, shape.channels, stride};
+  return {shape.batch * shape.channels * shape.plane, shape.channels, stride, shape.channels, stride};
+}
+
+std::string text(const BatchNormShape& shape, const DTypes& t, bool training) {
+  std::ostringstream what;
+  what << (training ? "training, " : "evaluation, ") << shape.batch << " x " << shape.channels << " channels x "
+       << shape.plane << (shape.channels_last ? " channels last, " : ", ") << t.name;
+  return what.str();
+}
+
+void test_batch_norm_forward(const BatchNormShape& shape, const DTypes& t, bool training, double scale) {
+  test_forward("batch_norm forward, " + text(shape, t, training) + " times " + std::to_string(scale), axes_of(shape), t,
+               training, scale,
+               [&](auto* input, auto* weight, auto* bias, auto* running_mean, auto* running_var, auto* output,
+                   auto* mean, auto* rstd, auto* var) {
+                 return BatchNormForward{input, weight, bias,  running_mean, running_var, output, mean,
+                                         rstd,  var,    shape, kEps,         t.data,      t.param};
+               });
+}
+
+void test_batch_norm(const BatchNormShape& shape) {
+  const Axes axes = axes_of(shape);
   for_entries(kDTypes, axes.elements, [&](const DTypes& t) {
     for (const bool training : {true, false}) {
       if (!training && axes.elements >= kLarge) continue;  // it is training without its sums
-      std::ostringstream what;
-      what << (training ? "training, " : "evaluation, ") << shape.batch << " x " << shape.channels << " channels x "
-           << shape.plane << (shape.channels_last ? " channels last, " : ", ") << t.name;
-      test_forward("batch_norm forward, " + what.str(), axes, t, training,
-                   [&](auto* input, auto* weight, auto* bias, auto* running_mean, auto* running_var, auto* output,
-                       auto* mean, auto* rstd, auto* var) {
-                     return BatchNormForward{input, weight, bias,  running_mean, running_var, output, mean,
-                                             rstd,  var,    shape, kEps,         t.data,      t.param};
-                   });
-      test_backward("batch_norm backward, " + what.str(), axes, t, training,
+      test_batch_norm_forward(shape, t, training, 1);
+      test_backward("batch_norm backward, " + text(shape, t, training), axes, t, training,
                     [&](auto* grad_output, auto* input, auto* mean, auto* rstd, auto* weight, auto* grad_input,
                         auto* grad_weight, auto* grad_bias) {
                       return BatchNormBackward{grad_output, input,     mean,  rstd,     weight, grad_input,
@@ -252,11 +284,28 @@ void test_batch_norm(const BatchNormShape& shape) {
   });
 }
 
+// Values whose squares a kernel cannot add up as they are, and none but zeros.
+void test_far_ranges() {
+  for (const DTypes& t : kDTypes) {
+    const double far = t.data == DType::float64 ? 1e150 : 1e17;
+    for (const double scale : {far, 1 / far, 0.0}) {
+      if (t.data == DType::float16 && scale != 0) continue;
+      for (const int64_t columns : {5, 60, 100, 200, 300, 700, 1500, 3000, 6000, 12000, 20001})
+        test_layer_norm_forward(1, columns, t, scale);
+      for (const BatchNormShape& shape : std::initializer_list<BatchNormShape>{
+               {3, 2, 50, false}, {3, 2, 8000, false}, {3, 2, 64, false}, {300, 5, 1, false}, {300, 8, 1, false}}) {
+        test_batch_norm_forward(shape, t, true, scale);
+      }
+    }
+  }
+}
+
 void test_batch_norm_update(int64_t channels, int64_t count) {
   const double momentum = 0.3;
   for (const DTypes& t : kDTypes) {
     if (t.param != t.data) continue;  // here the dtype is the running statistics'
-    Arrays arrays(cases++);
+    Arrays arrays(cases, cases % 2 == 1);
+    ++cases;
     const DType statistics_type = statistics_dtype(t.data);
     const Buffer mean = arrays.in(statistics_type, channels, -1, 1);
     const Buffer var = arrays.in(statistics_type, channels, 0, 2);
@@ -295,11 +344,13 @@ void test_batch_norm_update(int64_t channels, int64_t count) {
 }  // namespace
 }  // namespace normext::test
 
-int main() {
+int main(int argc, char** argv) {
   using namespace normext::test;
+  if (argc > 1) only = argv[1];
   if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(print_current);
-  for (const auto& [rows, columns] : layer_norm_shapes()) test_layer_norm(rows, columns);
+  for (const auto& shape : layer_norm_shapes()) test_layer_norm(shape);
   for (const auto& shape : batch_norm_shapes()) test_batch_norm(shape);
+  test_far_ranges();
   for (const int64_t channels : {1, 3, 4, 7, 8, 9, 15, 16, 17, 33, 65, 257, 8193}) {
     for (const int64_t count : {2, 100}) test_batch_norm_update(channels, count);
   }

@@ -66,7 +66,9 @@ inline Expected forward(const Axes& axes, const Buffer& input, const Statistics&
   for (int64_t i = 0; i < axes.elements; ++i) {
     const double x = input[i], mean = s.mean.value[axes.group(i)], rstd = s.rstd.value[axes.group(i)];
     const double w = at(weight, axes.affine(i), 1), b = at(bias, axes.affine(i), 0);
-    out.set(i, (x - mean) * rstd * w + b, (std::fabs(x) + std::fabs(mean)) * rstd * std::fabs(w) + std::fabs(b));
+    // The mean may be small beside what it is a mean of.
+    const double size = std::fabs(x) + s.mean.size[axes.group(i)];
+    out.set(i, (x - mean) * rstd * w + b, size * rstd * std::fabs(w) + std::fabs(b));
   }
   return out;
 }

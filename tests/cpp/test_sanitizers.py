@@ -55,8 +55,8 @@ def test_kernels(sanitizers: str, tmp_path: Path) -> None:
     folder = ROOT / "build" / f"sanitize-{sanitizers.replace(',', '-')}"
     for command in (
         ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, f"-DNORMEXT_SANITIZE={sanitizers}"],
-        ["cmake", "--build", folder, "--target", "kernels"],
-        [folder / "kernels"],
+        ["cmake", "--build", folder, "--target", "cpu_checks"],
+        [folder / "cpu_checks"],
     ):
         result = run(*command)
         assert result.returncode == 0, f"{command[0]} failed:\n{result.stdout[-8000:]}"

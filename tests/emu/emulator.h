@@ -55,6 +55,7 @@ inline unsigned vote(Op op, unsigned mask, int predicate, Where where) {
 }  // namespace emu
 
 // CUDA's names.
+inline const char* cudaGetErrorString(cudaError_t) { return "errors of the emulator are exceptions"; }
 #define __launch_bounds__(...)
 
 template <class T>

@@ -1,0 +1,81 @@
+"""The CUDA kernels, emulated, against float64 oracles: see tests/cpp/kernels.cpp for what, emulated.cpp for how.
+
+Under AddressSanitizer and UndefinedBehaviorSanitizer in every schedule; and once more to count what has run: every line
+of csrc/cuda, and every kernel for every dtype and shape of launch.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from toolkit import PACKAGES, cuda_include
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEDULES = ["forward schedule", "backward schedule", "random schedule"]
+
+# cmake and ninja may stand beside this Python without being on the path.
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+pytestmark = pytest.mark.skipif(not cuda_include(), reason=f"no CUDA headers found: pip install {PACKAGES}")
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+
+
+def build(folder: Path, option: str) -> Path:
+    """The program of checks, built with an option of CMakeLists.txt."""
+    headers = f"-DCUDAToolkit_INCLUDE_DIR={cuda_include()}"
+    for command in (
+        ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, option, headers],
+        ["cmake", "--build", folder, "--target", "emulated_checks"],
+    ):
+        result = run(*command)
+        assert result.returncode == 0, f"{command[0]} failed:\n{result.stdout[-8000:]}"
+    return folder / "emulated_checks"
+
+
+def test_with_sanitizers_in_every_schedule() -> None:
+    program = build(ROOT / "build" / "sanitize-address-undefined", "-DNORMEXT_SANITIZE=address,undefined")
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for schedule, result in zip(SCHEDULES, threads.map(lambda name: run(program, name), SCHEDULES), strict=True):
+            assert result.returncode == 0, f"{schedule}:\n{result.stdout[-8000:]}"
+            assert " 0 results wrong" in result.stdout
+
+
+def test_every_line_and_every_kernel_has_run() -> None:
+    folder = ROOT / "build" / "coverage"
+    program = build(folder, "-DNORMEXT_COVERAGE=ON")
+    for counts in folder.rglob("*.gcda"):
+        counts.unlink()
+    result = run(program, SCHEDULES[0])
+    assert result.returncode == 0, result.stdout[-8000:]
+
+    lines: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
+    for counts in folder.rglob("*.gcda"):
+        report = subprocess.run(
+            [os.environ.get("GCOV", "gcov"), "--json-format", "--stdout", "--demangled-names", counts],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        for file in json.loads(report.stdout)["files"]:
+            path = Path(file["file"])
+            if path.parent != ROOT / "csrc" / "cuda":
+                continue
+            for line in file["lines"]:
+                lines[f"{path.name}:{line['line_number']}"] += line["count"]
+            for function in file["functions"]:
+                functions[function["demangled_name"]] += function["execution_count"]
+    assert lines and functions
+    print(f"{len(lines)} lines, {len(functions)} functions for a dtype and shape of launch, all of them run")
+    assert not [line for line, count in lines.items() if count == 0]
+    assert not [function for function, count in functions.items() if count == 0]
