@@ -12,13 +12,18 @@ RUN := PATH="$(BIN):$$PATH"
 READY := $(VENV)/.ready
 endif
 
-.PHONY: bench test gpu-bench gpu-test gpu-develop lint format develop wheel clean
+.PHONY: bench test emu gpu-bench gpu-test gpu-develop lint format develop wheel clean
 
 bench: develop
 	$(RUN) python3 -m benchmarks $(ARGS)
 
 test: develop lint
 	$(RUN) python3 -m pytest $(ARGS)
+
+# The CUDA kernels without a GPU: emulated under sanitizers, in every schedule, through the whole suite; the code that
+# nvcc makes of them.
+emu: develop
+	$(RUN) python3 -m pytest tests/emu tests/static $(ARGS)
 
 # On a machine with an NVIDIA GPU: the same, built for that GPU, which fails where it cannot be.
 gpu-bench: gpu-develop
