@@ -83,7 +83,7 @@ Partials launch_sums(const BatchNormShape& shape, Run& run, const Inputs<T, Sum:
                                                       : launch.template operator()<1>();
   }
   const Planes planes = planes_of(shape);
-  const int slices = plane_slices(planes, run.device.sm_count);
+  const unsigned slices = plane_slices(planes, run.device.sm_count);
   double* const partials = run.take<double>(planes.channels * slices * Sum::kSums);
   const auto launch = [&]<int kSize>() {
     run.launch(sum_planes_kernel<T, Sum, kSize, Inputs<T, Sum::kInputs>, Start>,
@@ -129,7 +129,7 @@ OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int 
 template <class T, class Kernels, class Op, class... Arguments>
 void launch_on_chip(const Op& op, Run& run, const OnChip& how, int size, int arrays, const Arguments&... arguments) {
   const auto launch = [&]<int kSize>() {
-    const PlaneSlices slices(planes_of(op.shape), kSize, how.threads, how.cluster);
+    const PlaneSlices slices(planes_of(op.shape), kSize, how.threads, static_cast<unsigned>(how.cluster));
     const Launch config{.grid = grid_of(op.shape.channels * how.cluster),
                         .block = static_cast<unsigned>(how.threads),
                         .shared_bytes = static_cast<size_t>(how.stash_size * arrays) * sizeof(T),

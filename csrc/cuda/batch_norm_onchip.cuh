@@ -13,11 +13,19 @@ class Stash {
  public:
   __device__ explicit Stash(T* shared) : mine_(shared + threadIdx.x * kSize) {}
 
-  __device__ void push(const Compute<T> (&v)[kSize]) {
-    store_vector(mine_ + pushed_, v);
+  __device__ void push(const Vector<T, kSize>& v) {
+    if constexpr (kSize == 1)
+      mine_[pushed_] = v.value;
+    else
+      store16_shared(mine_ + pushed_, v.bits());
     pushed_ += kThreads * kSize;
   }
-  __device__ void read(int i, Compute<T> (&v)[kSize]) const { load_vector(mine_ + i * (kThreads * kSize), v); }
+  __device__ void read(int i, Compute<T> (&out)[kSize]) const {
+    Vector<T, kSize> v;
+    memcpy(&v, __builtin_assume_aligned(mine_ + i * (kThreads * kSize), sizeof(v)), sizeof(v));
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) out[e] = v[e];
+  }
 
  private:
   T* mine_;
@@ -49,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   A shift[1];
   Shift<T>{input, nullptr, op.shape.plane}(channel, shift);
   MomentSums<A> sum;
-  sum_planes<T>(walk, Inputs<T, 1>{{input}}, sum, [&](const A(&v)[1][kSize]) { stash.push(v[0]); });
+  sum_planes<T>(walk, Inputs<T, 1>{{input}}, sum, [&](const auto& v) { stash.push(v[0]); });
   const auto moments_of = [&](const MomentSums<A>& sums) {
     double totals[2];
     sums.totals(shift, totals);
@@ -101,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   GradientSums<A> sum;
   sum.start(saved);
   sum_planes<T>(walk, Inputs<T, 2>{{static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input)}}, sum,
-                [&](const A(&v)[2][kSize]) {
+                [&](const auto& v) {
                   dy_stash.push(v[0]);
                   x_stash.push(v[1]);
                 });

@@ -15,7 +15,11 @@ struct Columns {
   int64_t rows, width;      // the tensor, row after row
   int64_t channels, inner;  // column c is of channel c / inner % channels
 
-  __host__ __device__ int64_t channel(int64_t column) const { return column / inner % channels; }
+  __device__ int64_t channel(int64_t column) const {
+    if (((column | inner | channels) >> 32) != 0) return column / inner % channels;
+    return static_cast<unsigned>(column) / static_cast<unsigned>(inner) %
+           static_cast<unsigned>(channels);  // far cheaper
+  }
 };
 
 // Which columns and rows are a thread's. blockDim.x threads, a power of two and at most a warp, have neighbouring
@@ -25,7 +29,7 @@ struct ColumnPlace {
   int64_t column, row, row_end, slice;
   int row_step;
 
-  __device__ ColumnPlace(const Columns& columns, int slices, int64_t block)
+  __device__ ColumnPlace(const Columns& columns, unsigned slices, unsigned block)
       : column((block / slices * blockDim.x + threadIdx.x) * kSize), slice(block % slices), row_step(blockDim.y) {
     row = columns.rows * slice / slices + threadIdx.y;
     row_end = column < columns.width ? columns.rows * (slice + 1) / slices : 0;
@@ -55,8 +59,8 @@ __device__ void sum_rows(double (&values)[kSize], double* shared, const Emit& em
 
 // partials[column][slice] = the sums over a slice of the rows.
 template <class T, class Sum, int kSize, class Coefficients>
-__global__ void __launch_bounds__(kColumnThreads)
-    sum_columns_kernel(const Columns columns, const int slices, const Inputs<T, Sum::kInputs> inputs,
+__global__ void __launch_bounds__(kColumnThreads, 2)
+    sum_columns_kernel(const Columns columns, const unsigned slices, const Inputs<T, Sum::kInputs> inputs,
                        const Coefficients coefficients, double* partials) {
   constexpr int kTile = 8 / Sum::kInputs;  // rows: as many as there are registers for
   using A = Compute<T>;
@@ -74,13 +78,13 @@ __global__ void __launch_bounds__(kColumnThreads)
   }
 
   for (int64_t row = place.row; row < place.row_end; row += kTile * place.row_step) {
-    A tile[kTile][Sum::kInputs][kSize] = {};
+    Vector<T, kSize> tile[kTile][Sum::kInputs] = {};
     int count = 0;
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       const int64_t r = row + t * place.row_step;
       if (r >= place.row_end) continue;
-      inputs.load(r * columns.width + place.column, 0, tile[t]);
+      inputs.fetch(r * columns.width + place.column, tile[t]);
       ++count;
     }
     const auto add = [&](int n) {
@@ -122,8 +126,8 @@ __global__ void __launch_bounds__(kColumnThreads)
 
 // output = Map(inputs, k), with each column's channel's coefficients k. The last rows come first.
 template <class T, class Map, int kSize, class Coefficients>
-__global__ void __launch_bounds__(kColumnThreads)
-    map_columns_kernel(const Columns columns, const int slices, const Inputs<T, Map::kInputs> inputs, T* output,
+__global__ void __launch_bounds__(kColumnThreads, 2)
+    map_columns_kernel(const Columns columns, const unsigned slices, const Inputs<T, Map::kInputs> inputs, T* output,
                        const Coefficients coefficients) {
   constexpr int kTile = 4;  // rows
   using A = Compute<T>;
@@ -137,22 +141,23 @@ __global__ void __launch_bounds__(kColumnThreads)
     coefficients(columns.channel(column < columns.width ? column : 0), k[i], first);
   }
   for (int64_t row = place.row; row < place.row_end; row += kTile * place.row_step) {
-    A in[kTile][Map::kInputs][kSize];
+    Vector<T, kSize> tile[kTile][Map::kInputs];
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       const int64_t r = row + t * place.row_step;
-      if (r < place.row_end) inputs.load(r * columns.width + place.column, 0, in[t]);
+      if (r < place.row_end) inputs.fetch(r * columns.width + place.column, tile[t]);
     }
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       const int64_t r = row + t * place.row_step;
       if (r >= place.row_end) continue;
-      A out[kSize];
+      A wide[Map::kInputs][kSize], out[kSize];
+      inputs.widen(tile[t], 0, wide);
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
         A x[Map::kInputs];
 #pragma unroll
-        for (int j = 0; j < Map::kInputs; ++j) x[j] = in[t][j][i];
+        for (int j = 0; j < Map::kInputs; ++j) x[j] = wide[j][i];
         out[i] = Map::apply(x, k[i]);
       }
       store_vector(output + r * columns.width + place.column, out);
@@ -163,8 +168,7 @@ __global__ void __launch_bounds__(kColumnThreads)
 // ------------------------------------------------------------------------------------------------ launch configuration
 struct ColumnLaunch {
   dim3 block;
-  int slices;
-  unsigned grid;
+  unsigned slices, grid;
 };
 
 // Neighbouring threads along a row as far as it goes; slices so that there are some blocks for every SM, and each
@@ -176,7 +180,7 @@ inline ColumnLaunch column_launch(const Columns& columns, int size, int sm_count
   const int64_t across = (columns.width + int64_t{x} * size - 1) / (int64_t{x} * size);
   const int64_t wanted = (8 * int64_t{sm_count} + across - 1) / across, most = (columns.rows + 16 * y - 1) / (16 * y);
   const int64_t slices = wanted < most ? wanted : most;
-  return {dim3(x, y), static_cast<int>(slices), static_cast<unsigned>(across * slices)};
+  return {dim3(x, y), static_cast<unsigned>(slices), static_cast<unsigned>(across * slices)};
 }
 
 }  // namespace normext::cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/types.h"
+#include "parameters.cuh"
 #include "platform.cuh"
 #include "run.h"
 #include "vec.cuh"
@@ -42,11 +43,6 @@ class Run {
   int64_t used_ = 0;
   cudaStream_t stream_ = nullptr;
   cudaError_t status_ = cudaSuccess;
-};
-
-template <class T>
-struct Type {
-  using type = T;
 };
 
 template <class F>

@@ -33,13 +33,24 @@ struct RowInputs {
   Compute<T> mean = 0, rstd = 0;  // an absent row is zeros throughout, and adds nothing
 };
 
-// values, summed over the rows of a block in order, into the block's line of `partials`.
+// values, summed over the rows of a block in a fixed order, into a line of `partials`.
 template <class T, int kLanes, int kVecs, class Part, class A>
-__device__ void store_partials(void* partials, int64_t columns, const Part& part, bool aligned,
+__device__ void store_partials(void* partials, int64_t line, int64_t columns, const Part& part, bool aligned,
                                A (&values)[kVecs][kVec<T>], A* shared) {
+  constexpr int kGroup = kLanes < kWarpSize ? kWarpSize : kLanes, kGroups = kRowThreads<kLanes> / kGroup;
+#pragma unroll
+  for (int offset = kLanes; offset < kWarpSize; offset *= 2) {  // rows that share a warp
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) values[v][i] += __shfl_xor_sync(0xffffffffu, values[v][i], offset);
+    }
+  }
+  const int group = threadIdx.x / kGroup;
+  const bool first_row = threadIdx.x % kGroup < kLanes;
   A* const mine = shared + part.lane() * (kVecs * kVec<T>);
-  for (int r = 1; r < Part::kRows; ++r) {
-    if (part.row_of_block() == r) {
+  for (int g = 1; g < kGroups; ++g) {
+    if (group == g && first_row) {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
 #pragma unroll
@@ -47,7 +58,7 @@ __device__ void store_partials(void* partials, int64_t columns, const Part& part
       }
     }
     __syncthreads();
-    if (part.row_of_block() == 0) {
+    if (group == 0 && first_row) {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
 #pragma unroll
@@ -56,20 +67,23 @@ __device__ void store_partials(void* partials, int64_t columns, const Part& part
     }
     __syncthreads();
   }
-  if (part.row_of_block() != 0) return;
+  if (group != 0 || !first_row) return;
 #pragma unroll
   for (int v = 0; v < kVecs; ++v)
-    store_line<T>(partials, part.block_of_row(), columns, part.column(v), part.end(), aligned, values[v]);
+    store_line<T>(partials, line, columns, part.column(v), part.end(), aligned, values[v]);
 }
+
+// Rows that are added up in one register: float32 sums of more would show in the last digits.
+constexpr int kRowsOfLine = 128;
 
 // Blocks that fit on an SM at once, by the registers they need: 85 a thread for one vector of each input, 128 for two.
 template <int kLanes, int kVecs>
 constexpr int kBackwardBlocks = (kVecs == 1 ? 768 : 512) / kRowThreads<kLanes>;
 
-template <class T, int kLanes, int kVecs, bool kCluster>
+template <class T, int kLanes, int kVecs, bool kCluster, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, kVecs>)
-    layer_norm_backward_kernel(const LayerNormBackward op, const PartialSums partials, const Compute<T> inverse_n,
-                               const bool aligned) {
+    layer_norm_backward_kernel(const LayerNormBackward op, const PartialSums partials, const unsigned blocks,
+                               const int lines_of_block, const Compute<T> inverse_n) {
   using A = Compute<T>;
   using Part = RowPart<T, kLanes, kVecs, kCluster>;
   using Sum = GroupSum<A, 3, kRowThreads<kLanes>, kLanes, kCluster>;
@@ -81,84 +95,95 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
   const auto load = [&](int64_t row) {
     RowInputs<T, kVecs> in{};
     if (row >= op.rows) return in;
-    opaque(row);
-    part.load(static_cast<const T*>(op.grad_output) + row * op.columns, aligned, in.grad_output);
-    part.load(static_cast<const T*>(op.input) + row * op.columns, aligned, in.input);
+    part.load(static_cast<const T*>(op.grad_output) + row * op.columns, kAligned, in.grad_output);
+    part.load(static_cast<const T*>(op.input) + row * op.columns, kAligned, in.input);
     in.mean = static_cast<const A*>(op.mean)[row];
     in.rstd = static_cast<const A*>(op.rstd)[row];
     return in;
   };
 
-  A weight[kVecs][kVec<T>], weight_sum[kVecs][kVec<T>] = {}, bias_sum[kVecs][kVec<T>] = {};
+  A weight[kVecs][kVec<T>];
 #pragma unroll
   for (int v = 0; v < kVecs; ++v)
-    load_parameters<T>(op.weight, op.param_dtype, part.column(v), part.end(), aligned, A(1), weight[v]);
+    load_parameters<T>(op.weight, op.param_dtype, part.column(v), part.end(), kAligned, A(1), weight[v]);
 
-  RowInputs<T, kVecs> next = load(part.row());
-  // All threads go round as often as the block's first row does: they meet at barriers.
-  for (int64_t row = part.row(); row - part.row_of_block() < op.rows; row += part.row_step()) {
-    RowInputs<T, kVecs> in = next;
-    next = load(row + part.row_step());
+  const int64_t row_step = static_cast<int64_t>(blocks) * Part::kRows;
+  int64_t row = part.row();
+  RowInputs<T, kVecs> next;  // single elements on their way need a register each: too many for the next row's, too
+  if constexpr (kAligned) next = load(row);
+  for (int line = 0; line < lines_of_block; ++line) {
+    A weight_sum[kVecs][kVec<T>] = {}, bias_sum[kVecs][kVec<T>] = {};
+    // All threads go round as often as the block's first row does: they meet at barriers.
+    for (int left = kRowsOfLine; left > 0 && row - part.row_of_block() < op.rows; --left, row += row_step) {
+      opaque(row);
+      RowInputs<T, kVecs> in = kAligned ? next : load(row);
+      if constexpr (kAligned) next = load(row + row_step);
 
-    // Computed twice rather than kept: registers are what limits the length of a row here.
-    const auto xhat = [&](int v, int i) { return (in.input[v][i] - in.mean) * in.rstd; };
-    A sums[3] = {};
+      // Computed twice rather than kept: registers are what limits the length of a row here.
+      const auto xhat = [&](int v, int i) { return (in.input[v][i] - in.mean) * in.rstd; };
+      A sums[3] = {};
 #pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      A x[kVec<T>];
+      for (int v = 0; v < kVecs; ++v) {
+        A x[kVec<T>];
 #pragma unroll
-      for (int i = 0; i < kVec<T>; ++i) x[i] = xhat(v, i);
-      if (!part.is_whole(v)) {
+        for (int i = 0; i < kVec<T>; ++i) x[i] = xhat(v, i);
+        if (!part.is_whole(v)) {
 #pragma unroll
-        for (int i = 0; i < kVec<T>; ++i)
-          if (part.column(v) + i >= part.end()) x[i] = 0;
+          for (int i = 0; i < kVec<T>; ++i)
+            if (part.column(v) + i >= part.end()) x[i] = 0;
+        }
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) {
+          const A g = in.grad_output[v][i] * weight[v][i];
+          sums[0] += g;
+          sums[1] = fma(g, x[i], sums[1]);
+          sums[2] += x[i];
+        }
       }
+      group_sum(sums);
+      const RowCoefficients<A> k(sums, inverse_n);
 #pragma unroll
-      for (int i = 0; i < kVec<T>; ++i) {
-        const A g = in.grad_output[v][i] * weight[v][i];
-        sums[0] += g;
-        sums[1] = fma(g, x[i], sums[1]);
-        sums[2] += x[i];
+      for (int v = 0; v < kVecs; ++v) {
+        opaque(in.grad_output[v].words);
+        opaque(in.input[v].words);
+        A dx[kVec<T>];
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) {
+          const A dy = in.grad_output[v][i], x = xhat(v, i) - k.offset;
+          dx[i] = fma(x, k.slope, dy * weight[v][i] - k.level) * in.rstd;
+          if (partials.weight) weight_sum[v][i] = fma(dy, x, weight_sum[v][i]);
+          if (partials.bias) bias_sum[v][i] += dy;
+        }
+        if (op.grad_input && row < op.rows)
+          store_row(static_cast<T*>(op.grad_input) + row * op.columns, part.column(v), part.end(), kAligned, dx);
       }
     }
-    group_sum(sums);
-    const RowCoefficients<A> k(sums, inverse_n);
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      opaque(in.grad_output[v].words);
-      opaque(in.input[v].words);
-      A dx[kVec<T>];
-#pragma unroll
-      for (int i = 0; i < kVec<T>; ++i) {
-        const A dy = in.grad_output[v][i], x = xhat(v, i) - k.offset;
-        dx[i] = fma(x, k.slope, dy * weight[v][i] - k.level) * in.rstd;
-        if (partials.weight) weight_sum[v][i] = fma(dy, x, weight_sum[v][i]);
-        if (partials.bias) bias_sum[v][i] += dy;
-      }
-      if (op.grad_input && row < op.rows)
-        store_row(static_cast<T*>(op.grad_input) + row * op.columns, part.column(v), part.end(), aligned, dx);
-    }
+
+    if constexpr (Part::kRows > 1) __syncthreads();  // the exchange's memory now gathers the rows' sums
+    const auto store = [&](void* to, A(&values)[kVecs][kVec<T>]) {
+      if (to)
+        store_partials<T, kLanes, kVecs>(to, part.block_of_row() * lines_of_block + line, op.columns, part, kAligned,
+                                         values, shared);
+    };
+    store(partials.weight, weight_sum);
+    store(partials.bias, bias_sum);
   }
-
   group_sum.finish();
-  if constexpr (Part::kRows > 1) __syncthreads();  // the exchange's memory now gathers the rows' sums
-  const auto store = [&](void* to, A(&values)[kVecs][kVec<T>]) {
-    if (to) store_partials<T, kLanes, kVecs>(to, op.columns, part, aligned, values, shared);
-  };
-  store(partials.weight, weight_sum);
-  store(partials.bias, bias_sum);
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
 template <class T, int kLanes, int kVecs, bool kCluster = false>
 void launch_layer_norm_backward(const LayerNormBackward& op, Run& run, bool aligned, int cluster = 1) {
+  constexpr int kRows = RowPart<T, kLanes, kVecs, kCluster>::kRows;
   const int64_t fit = std::max(1, run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / cluster);
-  const int64_t lines = std::min(fit, ceil_div(op.rows, RowPart<T, kLanes, kVecs, kCluster>::kRows));
+  const int64_t blocks = std::min(fit, ceil_div(op.rows, kRows));
+  const int64_t lines_of_block = ceil_div(op.rows, blocks * kRows * kRowsOfLine), lines = blocks * lines_of_block;
   const PartialSums partials = take_partial_sums<T>(op, run, lines);
   run.launch(
-      layer_norm_backward_kernel<T, kLanes, kVecs, kCluster>,
-      {.grid = grid_of(lines * cluster), .block = kRowThreads<kLanes>, .cluster = static_cast<unsigned>(cluster)}, op,
-      partials, 1 / static_cast<Compute<T>>(op.columns), aligned);
+      aligned ? layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, true>
+              : layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, false>,
+      {.grid = grid_of(blocks * cluster), .block = kRowThreads<kLanes>, .cluster = static_cast<unsigned>(cluster)}, op,
+      partials, grid_of(blocks), static_cast<int>(lines_of_block), 1 / static_cast<Compute<T>>(op.columns));
   launch_sum_partials<T>(op, run, partials, lines);
 }
 

@@ -75,10 +75,10 @@ struct RowStatistics {
   A variance;
 
   __device__ A mean() const { return (center + low) * inverse_scale(scale); }
-  __device__ A rstd(A eps) const {
+  __device__ A scaled_rstd(A eps) const {  // times scale: rstd
     const A back = inverse_scale(scale);
-    if (scale > 1 && eps >= Squares<A>::kSmallEps) return reciprocal_root(variance * back * back + eps);
-    return scale * reciprocal_root(variance + eps * scale * scale);
+    if (scale > 1 && eps >= Squares<A>::kSmallEps) return reciprocal_root(variance * back * back + eps) * back;
+    return reciprocal_root(variance + eps * scale * scale);
   }
 };
 
@@ -88,7 +88,7 @@ template <class Row, class GroupSum>
 __device__ auto row_statistics(Row& row, typename Row::A inverse_n, typename Row::A shift, GroupSum& group_sum) {
   using A = typename Row::A;
   RowStatistics<A> s;
-  for (;;) {
+  for (bool again = false;; again = true) {
     shift *= s.scale;
     row.fill_beyond(shift);
     A first[1];
@@ -109,9 +109,10 @@ __device__ auto row_statistics(Row& row, typename Row::A inverse_n, typename Row
     const A variance = second[1] * inverse_n - s.low * s.low;
     s.variance = variance < 0 ? 0 : variance;  // NaN stays NaN
 
-    if (s.scale != 1) return s;
+    if (again) return s;
     s.scale = scale_for(second[1], s.center);
-    if (s.scale == 1) return s;
+    // Rows that share a warp go round together, since a shuffle wants all of its lanes. A scale of 1 changes nothing.
+    if (!__any_sync(0xffffffffu, s.scale != 1)) return s;
     row.for_each([&](A& value, int, int) { value *= s.scale; });
   }
 }
@@ -120,9 +121,9 @@ __device__ auto row_statistics(Row& row, typename Row::A inverse_n, typename Row
 template <int kLanes, int kVecs>
 constexpr int kForwardBlocks = (kVecs <= 2 ? 1024 : 512) / kRowThreads<kLanes>;
 
-template <class T, int kLanes, int kVecs, bool kCluster>
+template <class T, int kLanes, int kVecs, bool kCluster, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kVecs>)
-    layer_norm_forward_kernel(const LayerNormForward op, const Compute<T> inverse_n, const bool aligned) {
+    layer_norm_forward_kernel(const LayerNormForward op, const Compute<T> inverse_n) {
   using A = Compute<T>;
   using Sum = GroupSum<A, 2, kRowThreads<kLanes>, kLanes, kCluster>;
   SHARED_ARRAY(A, exchange, Sum::kSharedValues);
@@ -134,27 +135,29 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kV
   const bool exists = decltype(part)::kRows == 1 || index < op.rows;
   const T* const input = static_cast<const T*>(op.input) + index * op.columns;
   Pack<T> packs[kVecs] = {};
-  if (exists) part.load(input, aligned, packs);
+  if (exists) part.load(input, kAligned, packs);
   Row row(part, packs);
 
   const auto s = row_statistics(row, inverse_n, exists ? widen(*input) : A(0), group_sum);
-  const A rstd = s.rstd(static_cast<A>(op.eps)), scaled_rstd = rstd * inverse_scale(s.scale),
-          low = -s.low * scaled_rstd;
+  const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
   if (exists) {
     if (part.is_first_of_row()) {
       static_cast<A*>(op.mean)[index] = s.mean();
-      static_cast<A*>(op.rstd)[index] = rstd;
+      static_cast<A*>(op.rstd)[index] = scaled_rstd * s.scale;
     }
     T* const output = static_cast<T*>(op.output) + index * op.columns;
+    with_parameter_type<T>(op.param_dtype, [&]<class P>(Type<P>) {
+      const P *weights = static_cast<const P*>(op.weight), *biases = static_cast<const P*>(op.bias);
 #pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      A weight[kVec<T>], bias[kVec<T>], y[kVec<T>];
-      load_parameters<T>(op.weight, op.param_dtype, part.column(v), part.end(), aligned, A(1), weight);
-      load_parameters<T>(op.bias, op.param_dtype, part.column(v), part.end(), aligned, A(0), bias);
+      for (int v = 0; v < kVecs; ++v) {
+        A weight[kVec<T>], bias[kVec<T>], y[kVec<T>];
+        load_parameters(weights, part.column(v), part.end(), kAligned, A(1), weight);
+        load_parameters(biases, part.column(v), part.end(), kAligned, A(0), bias);
 #pragma unroll
-      for (int i = 0; i < kVec<T>; ++i) y[i] = fma(fma(row.x[v][i] - s.center, scaled_rstd, low), weight[i], bias[i]);
-      store_row(output, part.column(v), part.end(), aligned, y);
-    }
+        for (int i = 0; i < kVec<T>; ++i) y[i] = fma(fma(row.x[v][i] - s.center, scaled_rstd, low), weight[i], bias[i]);
+        store_row(output, part.column(v), part.end(), kAligned, y);
+      }
+    });
   }
   group_sum.finish();
 }
@@ -163,9 +166,10 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kV
 template <class T, int kLanes, int kVecs, bool kCluster = false>
 void launch_layer_norm_forward(const LayerNormForward& op, Run& run, bool aligned, int cluster = 1) {
   const int64_t blocks = ceil_div(op.rows, RowPart<T, kLanes, kVecs, kCluster>::kRows) * cluster;
-  run.launch(layer_norm_forward_kernel<T, kLanes, kVecs, kCluster>,
+  run.launch(aligned ? layer_norm_forward_kernel<T, kLanes, kVecs, kCluster, true>
+                     : layer_norm_forward_kernel<T, kLanes, kVecs, kCluster, false>,
              {.grid = grid_of(blocks), .block = kRowThreads<kLanes>, .cluster = static_cast<unsigned>(cluster)}, op,
-             1 / static_cast<Compute<T>>(op.columns), aligned);
+             1 / static_cast<Compute<T>>(op.columns));
 }
 
 template <class T>
@@ -173,13 +177,13 @@ void layer_norm_forward(const LayerNormForward& op, Run& run) {
   const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.input, op.output, op.weight, op.bias);
   const auto launch = [&]<int kLanes, int kVecs>() { launch_layer_norm_forward<T, kLanes, kVecs>(op, run, aligned); };
   const int64_t vectors = ceil_div(op.columns, kVec<T>);
-  // A part of a warp: no barrier, and no lane without work for long.
+  // A part of a warp: no barrier. Few lanes with several vectors each, which share what is the same for a whole row
+  // (short rows are a matter of instructions, not of memory), and have more loads on the way.
   if (vectors <= 4) return launch.template operator()<4, 1>();
-  if (vectors <= 8) return launch.template operator()<8, 1>();
-  if (vectors <= 16) return launch.template operator()<16, 1>();
-  // A warp: up to four loads of 16 bytes on the way for each thread.
-  if (vectors <= 32) return launch.template operator()<32, 1>();
-  if (vectors <= 64) return launch.template operator()<32, 2>();
+  if (vectors <= 8) return launch.template operator()<4, 2>();
+  if (vectors <= 16) return launch.template operator()<8, 2>();
+  if (vectors <= 32) return launch.template operator()<8, 4>();
+  if (vectors <= 64) return launch.template operator()<16, 4>();
   if (vectors <= 128) return launch.template operator()<32, 4>();
   // A block: more threads before more vectors, until a block of 512 leaves room for a second one on an SM no more.
   if (vectors <= 256) return launch.template operator()<128, 2>();

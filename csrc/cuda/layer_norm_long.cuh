@@ -65,13 +65,23 @@ struct WeightedInputs {
   const void* weight;
   DType param_dtype;
 
-  template <int kSize>
-  __device__ void load(int64_t offset, int64_t column, Compute<T> (&out)[2][kSize]) const {
-    load_vector(grad_output + offset, out[0]);
-    load_vector(input + offset, out[1]);
+  template <class V>
+  __device__ void fetch(int64_t offset, V (&out)[2]) const {
+    out[0] = V::load(grad_output + offset);
+    out[1] = V::load(input + offset);
+  }
+  template <class V, int kSize>
+  __device__ void widen(const V (&in)[2], int64_t column, Compute<T> (&out)[2][kSize]) const {
+    Compute<T> w[kSize];
+    if constexpr (kSize == 1)
+      w[0] = static_cast<Compute<T>>(parameter<T>(weight, param_dtype, column, 1));
+    else
+      load_parameters<T>(weight, param_dtype, column, column + kSize, true, Compute<T>(1), w);
 #pragma unroll
-    for (int i = 0; i < kSize; ++i)
-      out[0][i] *= static_cast<Compute<T>>(parameter<T>(weight, param_dtype, column + i, 1));
+    for (int i = 0; i < kSize; ++i) {
+      out[0][i] = in[0][i] * w[i];
+      out[1][i] = in[1][i];
+    }
   }
 };
 
@@ -125,15 +135,15 @@ __global__ void __launch_bounds__(kLongThreads)
 // ------------------------------------------------------------------------------------------------ launch configuration
 // 16 tiles of vectors for each thread.
 template <class T>
-int long_row_slices(int64_t columns) {
-  return static_cast<int>(ceil_div(columns, int64_t{64} * kPlaneThreads * kVec<T>));
+unsigned long_row_slices(int64_t columns) {
+  return static_cast<unsigned>(ceil_div(columns, int64_t{64} * kPlaneThreads * kVec<T>));
 }
 
 // Sums over all slices of all rows.
 template <class T, class Sum, class In, class Start>
 void launch_sum_rows(Run& run, int64_t rows, int64_t columns, const In& inputs, const Start& start, bool aligned,
                      double* partials) {
-  const int slices = long_row_slices<T>(columns);
+  const unsigned slices = long_row_slices<T>(columns);
   const auto launch = [&]<int kSize>() {
     run.launch(sum_planes_kernel<T, Sum, kSize, In, Start>, {.grid = grid_of(rows * slices), .block = kPlaneThreads},
                PlaneSlices({1, rows, columns}, kSize, kPlaneThreads, slices), inputs, start, partials);
@@ -147,7 +157,7 @@ void launch_sum_rows(Run& run, int64_t rows, int64_t columns, const In& inputs, 
 template <class T>
 void long_layer_norm_forward(const LayerNormForward& op, Run& run, bool aligned) {
   using A = Compute<T>;
-  const int slices = long_row_slices<T>(op.columns);
+  const unsigned slices = long_row_slices<T>(op.columns);
   double* const sums = run.take<double>(op.rows * slices * MomentSums<A>::kSums);
   const StoredCoefficients<A, 3> coefficients{run.take<A>(op.rows * 3)};
   Shift<T> shift{static_cast<const T*>(op.input), nullptr, op.columns};
@@ -168,7 +178,7 @@ void long_layer_norm_forward(const LayerNormForward& op, Run& run, bool aligned)
 template <class T>
 void long_layer_norm_backward(const LayerNormBackward& op, Run& run, bool aligned) {
   using A = Compute<T>;
-  const int slices = long_row_slices<T>(op.columns);
+  const unsigned slices = long_row_slices<T>(op.columns);
   double* const sums = run.take<double>(op.rows * slices * GradientSums<A>::kSums);
   const StoredCoefficients<A, 3> coefficients{run.take<A>(op.rows * 3)};
   const WeightedInputs<T> inputs{static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input), op.weight,

@@ -5,6 +5,20 @@
 
 namespace normext::cuda {
 
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls f(Type<P>{}) for the parameters of inputs of type T.
+template <class T, class F>
+__device__ void with_parameter_type(DType dtype, const F& f) {
+  if constexpr (sizeof(T) == 2) {
+    if (dtype == DType::float32) return f(Type<float>{});
+  }
+  f(Type<T>{});
+}
+
 // Parameter i; `otherwise` where there are none.
 template <class T>
 __device__ double parameter(const void* parameters, DType dtype, int64_t i, double otherwise) {

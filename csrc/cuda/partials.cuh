@@ -33,14 +33,15 @@ struct SavedStatistics {
 struct Partials {
   const double* of;
   int64_t channels, repeats;
-  int slices;
+  unsigned slices;
   double inverse_count;  // of a channel's values
 
   template <int kSums>
   __device__ void sum(int64_t channel, double (&sums)[kSums]) const {
 #pragma unroll
     for (int k = 0; k < kSums; ++k) sums[k] = 0;
-    for (int64_t item = threadIdx.x % kWarpSize; item < repeats * slices; item += kWarpSize) {
+    const unsigned items = static_cast<unsigned>(repeats) * slices;
+    for (unsigned item = threadIdx.x % kWarpSize; item < items; item += kWarpSize) {
       const int64_t column = channel + item / slices * channels;
 #pragma unroll
       for (int k = 0; k < kSums; ++k) sums[k] += of[(column * slices + item % slices) * kSums + k];

@@ -25,7 +25,7 @@ struct PlaneSlices {
   unsigned slices;
   double inverse_count;  // of a channel's values
 
-  PlaneSlices(const Planes& planes, int size, int threads, int count)
+  PlaneSlices(const Planes& planes, int size, int threads, unsigned count)
       : plane(planes.plane),
         sample(planes.channels * planes.plane),
         per_channel(planes.elements() / size),
@@ -33,7 +33,7 @@ struct PlaneSlices {
         per_plane(planes.plane / size),
         step_samples(threads / per_plane),
         step_in_plane(threads % per_plane),
-        slices(static_cast<unsigned>(count)),
+        slices(count),
         inverse_count(1 / static_cast<double>(planes.elements())) {}
 };
 
@@ -68,60 +68,59 @@ class PlaneWalk {
   int64_t in_plane_, start_;
 };
 
-// kSize elements with one access.
-template <class T, int kSize>
-__device__ void load_vector(const T* p, Compute<T> (&out)[kSize]) {
-  if constexpr (kSize == 1) {
-    out[0] = widen(*p);
-  } else {
-    const auto pack = Pack<T>::load(p);
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) out[i] = pack[i];
-  }
-}
-template <class T>
-__device__ void store_vector(T* p, const Compute<T> (&v)[1]) {
-  *p = narrow<T>(v[0]);
-}
-
-// What a sum or a map reads: one array, or two.
+// What a sum or a map reads: one array, or two. First a tile of vectors is fetched, so that all its loads are on their
+// way, then they are widened.
 template <class T, int kCount>
 struct Inputs {
   const T* arrays[kCount];
 
-  template <int kSize>
-  __device__ void load(int64_t offset, int64_t, Compute<T> (&out)[kCount][kSize]) const {
+  template <class V>
+  __device__ void fetch(int64_t offset, V (&out)[kCount]) const {
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) load_vector(arrays[k] + offset, out[k]);
+    for (int k = 0; k < kCount; ++k) out[k] = V::load(arrays[k] + offset);
+  }
+  template <class V, int kSize>
+  __device__ void widen(const V (&in)[kCount], int64_t, Compute<T> (&out)[kCount][kSize]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) out[k][i] = in[k][i];
+    }
   }
 };
 
-// One block's share of a channel's sums. Tiles are loaded whole before they are summed: that many loads are on their
-// way at once.
-template <class T, class Sum, int kSize, int kThreads, class In, class Visit>
-__device__ void sum_planes(PlaneWalk<kSize, kThreads> walk, const In& inputs, Sum& sum, const Visit& visit) {
+// One block's share of a channel's sums. keep(vectors) gets what has been fetched, in the walk's order.
+template <class T, class Sum, int kSize, int kThreads, class In, class Keep>
+__device__ void sum_planes(PlaneWalk<kSize, kThreads> walk, const In& inputs, Sum& sum, const Keep& keep) {
   constexpr int kTile = kSize == 1 ? 8 : 4, kInputs = Sum::kInputs;  // vectors
   using A = Compute<T>;
   while (walk.left() > 0) {
-    A tile[kInputs][kTile * kSize] = {};
+    Vector<T, kSize> tile[kTile][kInputs] = {};
+    int64_t positions[kTile] = {};
     const int count = min(walk.left(), kTile);
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (t >= count) continue;
-      A vector[kInputs][kSize];
-      inputs.load(walk.offset(), walk.position(), vector);
-      visit(vector);
+      inputs.fetch(walk.offset(), tile[t]);
+      positions[t] = walk.position();
+      walk.next();
+    }
+    A values[kInputs][kTile * kSize];
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) {
+      if (t < count) keep(tile[t]);
+      A wide[kInputs][kSize];
+      inputs.widen(tile[t], positions[t], wide);
 #pragma unroll
       for (int k = 0; k < kInputs; ++k) {
 #pragma unroll
-        for (int i = 0; i < kSize; ++i) tile[k][t * kSize + i] = vector[k][i];
+        for (int i = 0; i < kSize; ++i) values[k][t * kSize + i] = wide[k][i];
       }
-      walk.next();
     }
     if (count == kTile)  // for the compiler, which drops the tests for each element
-      sum.add(tile, kTile * kSize);
+      sum.add(values, kTile * kSize);
     else
-      sum.add(tile, count * kSize);
+      sum.add(values, count * kSize);
   }
 }
 
@@ -159,25 +158,26 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
   coefficients(channel, k, slice == 0 && threadIdx.x == 0);
   PlaneWalk<kSize, kPlaneThreads> walk(slices, channel, slice);
   while (walk.left() > 0) {
-    A in[kTile][Map::kInputs][kSize];
+    Vector<T, kSize> tile[kTile][Map::kInputs];
     int64_t offsets[kTile];
     const int count = min(walk.left(), kTile);
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (t >= count) continue;
       offsets[t] = walk.offset();
-      inputs.load(offsets[t], 0, in[t]);
+      inputs.fetch(offsets[t], tile[t]);
       walk.next();
     }
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (t >= count) continue;
-      A out[kSize];
+      A wide[Map::kInputs][kSize], out[kSize];
+      inputs.widen(tile[t], 0, wide);
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
         A x[Map::kInputs];
 #pragma unroll
-        for (int j = 0; j < Map::kInputs; ++j) x[j] = in[t][j][i];
+        for (int j = 0; j < Map::kInputs; ++j) x[j] = wide[j][i];
         out[i] = Map::apply(x, k);
       }
       store_vector(output + offsets[t], out);
@@ -187,11 +187,11 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 
 // ------------------------------------------------------------------------------------------------ launch configuration
 // Slices so that there are some blocks for every SM, and each thread of them has several tiles to go through.
-inline int plane_slices(const Planes& planes, int sm_count) {
+inline unsigned plane_slices(const Planes& planes, int sm_count) {
   constexpr int64_t kLeast = 16384;  // elements
   const int64_t wanted = (8 * int64_t{sm_count} + planes.channels - 1) / planes.channels;
   const int64_t most = (planes.elements() + kLeast - 1) / kLeast;
-  return static_cast<int>(wanted < most ? wanted : most);
+  return static_cast<unsigned>(wanted < most ? wanted : most);
 }
 
 }  // namespace normext::cuda

@@ -5,6 +5,8 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <mutex>
 
 #ifdef __CUDACC__
 #include <cooperative_groups.h>
@@ -46,29 +48,39 @@ struct Device {
 
 namespace normext::cuda {
 
+static __global__ void probe_kernel() {}
+
 inline Device query_device(int index) {
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
     cudaDeviceGetAttribute(&value, which, index);
     return value;
   };
+  // What counts is the architecture that the code is compiled for: PTX of an older one runs on a GPU with clusters too.
+  cudaFuncAttributes code{};
+  cudaFuncGetAttributes(&code, probe_kernel);
   return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          attribute(cudaDevAttrComputeCapabilityMajor) >= 9};
+          code.ptxVersion >= 90};
 }
 
 // The current device.
 inline Device device() {
+  static std::mutex mutex;
+  static std::map<int, Device> known;
   int index = 0;
   cudaGetDevice(&index);
-  return query_device(index);
+  const std::lock_guard lock(mutex);
+  const auto found = known.find(index);
+  return found != known.end() ? found->second : known.emplace(index, query_device(index)).first->second;
 }
 
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
-  if (how.shared_bytes > 0) {  // more than 48 KiB wants permission
-    const auto status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
-    if (status != cudaSuccess) return status;
+  if (how.shared_bytes > (32 << 10)) {  // more than 48 KiB in all wants permission: for the same amount at every call
+    cudaFuncAttributes code{};
+    cudaFuncGetAttributes(&code, kernel);
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         device().max_shared_bytes - static_cast<int>(code.sharedSizeBytes));
   }
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -81,7 +93,8 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
   config.stream = how.stream;
   config.attrs = &cluster;
   config.numAttrs = how.cluster > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  return cudaGetLastError();  // of all the calls; what is reported here is not reported to whoever comes next
 }
 
 // Makes the compiler forget where a value came from. Packed words it then widens where they are used, again if need be,
@@ -90,6 +103,15 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
 __device__ inline void opaque(int64_t& value) { asm volatile("" : "+l"(value)); }
 __device__ inline void opaque(unsigned (&words)[4]) {
   asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+}
+
+// Stores 16 bytes with one instruction, to an address aligned to them: from an assignment, nvcc makes four at times.
+__device__ inline void store16(void* global, uint4 bits) { __stwb(static_cast<uint4*>(global), bits); }
+__device__ inline void store16_shared(void* shared, uint4 bits) {
+  asm volatile(
+      "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+      "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
+      : "memory");
 }
 
 // Clusters. Code that calls these is compiled for every architecture, and launched only where device().has_clusters.
@@ -134,6 +156,9 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
 
 inline void opaque(int64_t&) {}
 inline void opaque(unsigned (&)[4]) {}
+
+inline void store16(void* global, uint4 bits) { *static_cast<uint4*>(global) = bits; }
+inline void store16_shared(void* shared, uint4 bits) { *static_cast<uint4*>(shared) = bits; }
 
 inline void cluster_sync(EMU_WHERE) { emu::cluster_barrier({file, line}); }
 inline unsigned cluster_rank() { return emu::cluster_rank(); }

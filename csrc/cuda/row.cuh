@@ -1,6 +1,6 @@
 // row.cuh -- a row in the registers of the threads that share it, and which threads those are.
 #pragma once
-#include "ops/types.h"
+#include "parameters.cuh"
 #include "vec.cuh"
 
 namespace normext::cuda {
@@ -24,26 +24,24 @@ __device__ void store_row(T* row, Index column, Index end, bool aligned, const C
     store_vector(row + column, v);
 }
 
-// kVec<T> elements of weight or bias, `otherwise` where there is none. Half rows may have float32 parameters.
-template <class T, class Index, class A>
-__device__ void load_parameters(const void* parameters, DType dtype, Index column, Index end, bool aligned, A otherwise,
-                                A (&out)[kVec<T>]) {
-  const auto load = [&]<class P>(const P* p) {
+// kSize elements of weight or bias, `otherwise` where there is none.
+template <class P, class Index, class A, int kSize>
+__device__ void load_parameters(const P* parameters, Index column, Index end, bool aligned, A otherwise,
+                                A (&out)[kSize]) {
 #pragma unroll
-    for (int i = 0; i < kVec<T>; i += kVec<P>) {
-      const auto pack = load_row(p, column + i, end, aligned);
+  for (int i = 0; i < kSize; i += kVec<P>) {
+    Pack<P> pack;
+    if (parameters) pack = load_row(parameters, column + i, end, aligned);
 #pragma unroll
-      for (int k = 0; k < kVec<P>; ++k) out[i + k] = pack[k];
-    }
-  };
-  if (!parameters) {
-#pragma unroll
-    for (int i = 0; i < kVec<T>; ++i) out[i] = otherwise;
-  } else if (sizeof(T) == 2 && dtype == DType::float32) {
-    if constexpr (sizeof(T) == 2) load(static_cast<const float*>(parameters));
-  } else {
-    load(static_cast<const T*>(parameters));
+    for (int k = 0; k < kVec<P>; ++k) out[i + k] = parameters ? pack[k] : otherwise;
   }
+}
+template <class T, class Index, class A, int kSize>
+__device__ void load_parameters(const void* parameters, DType dtype, Index column, Index end, bool aligned, A otherwise,
+                                A (&out)[kSize]) {
+  with_parameter_type<T>(dtype, [&]<class P>(Type<P>) {
+    load_parameters(static_cast<const P*>(parameters), column, end, aligned, otherwise, out);
+  });
 }
 
 // Which row and which columns of it are a thread's: kVecs vectors, neighbouring threads' next to each other. The blocks
@@ -53,20 +51,18 @@ class RowPart {
  public:
   static constexpr int kRows = kRowThreads<kLanes> / kLanes;  // of a block
 
-  __device__ explicit RowPart(int64_t columns)
-      : rank_(kCluster ? cluster_rank() : 0), blocks_(kCluster ? cluster_size() : 1) {
+  __device__ explicit RowPart(int64_t columns) {
     const int all = static_cast<int>(columns), vectors = (all + kVec<T> - 1) / kVec<T>;
-    const int share = kCluster ? (vectors + blocks_ - 1) / blocks_ * kVec<T> : all;
-    first_ = rank_ * share + lane() * kVec<T>;
-    end_ = kCluster && rank_ * share + share < all ? rank_ * share + share : all;
+    const int share = kCluster ? (vectors + blocks() - 1) / blocks() * kVec<T> : all;
+    first_ = rank() * share + lane() * kVec<T>;
+    end_ = kCluster && rank() * share + share < all ? rank() * share + share : all;
   }
 
   __device__ int lane() const { return threadIdx.x % kLanes; }
   __device__ int row_of_block() const { return threadIdx.x / kLanes; }
-  __device__ bool is_first_of_row() const { return lane() == 0 && rank_ == 0; }
-  __device__ int64_t block_of_row() const { return blockIdx.x / blocks_; }
+  __device__ bool is_first_of_row() const { return lane() == 0 && rank() == 0; }
+  __device__ int64_t block_of_row() const { return blockIdx.x / blocks(); }
   __device__ int64_t row() const { return block_of_row() * kRows + row_of_block(); }
-  __device__ int64_t row_step() const { return static_cast<int64_t>(gridDim.x / blocks_) * kRows; }
 
   __device__ int column(int v) const { return first_ + v * kLanes * kVec<T>; }
   __device__ int end() const { return end_; }  // of the block's columns
@@ -84,7 +80,11 @@ class RowPart {
   }
 
  private:
-  int rank_, blocks_, first_, end_;
+  // Asked for anew rather than kept in registers.
+  __device__ static int rank() { return kCluster ? cluster_rank() : 0; }
+  __device__ static int blocks() { return kCluster ? cluster_size() : 1; }
+
+  int first_, end_;
 };
 
 }  // namespace normext::cuda

@@ -22,27 +22,17 @@ class MomentSums {
   // The first `count` values of a tile; count > 0.
   template <int kSize>
   __device__ void add(const A (&in)[1][kSize], int count) {
-    const auto& x = in[0];
-    if (count_ == 0) shift_ = mean(x, count);
-    A first = 0, second = 0;
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      const A d = i < count ? x[i] - shift_ : A(0);
-      first += d;
-      second = fma(d, d, second);
-    }
+    if (count_ == 0) shift_ = mean(in[0], count);
+    A first, second;
+    sum(in[0], count, A(1), first, second);
+    const A scale = scale_for(second, shift_);
     double factor = 1;
-    if (const A scale = scale_for(second, shift_); scale != 1) {  // squares that float32 cannot hold
-      second = 0;
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        const A d = i < count ? (x[i] - shift_) * scale : A(0);
-        second = fma(d, d, second);
-      }
+    if (scale != 1) {  // differences or squares that the type cannot hold
+      sum(in[0], count, scale, first, second);
       factor = inverse_scale(scale);
     }
-    first_ += first;
-    second_ += static_cast<double>(second) * factor * factor;
+    first_ = fma(static_cast<double>(first), factor, first_);
+    second_ = fma(static_cast<double>(second) * factor, factor, second_);
     count_ += count;
   }
 
@@ -51,9 +41,9 @@ class MomentSums {
       out[0] = out[1] = 0;
       return;
     }
-    const double offset = static_cast<double>(shift_) - static_cast<double>(common_shift[0]);
-    out[0] = first_ + count_ * offset;
-    out[1] = second_ + offset * (2 * first_ + count_ * offset);
+    const double offset = static_cast<double>(shift_) - static_cast<double>(common_shift[0]), n = count_;
+    out[0] = first_ + n * offset;
+    out[1] = second_ + offset * (2 * first_ + n * offset);
   }
 
  private:
@@ -70,7 +60,20 @@ class MomentSums {
     return finite_or(exact, finite_or(plain, A(0)));
   }
 
-  double first_ = 0, second_ = 0, count_ = 0;
+  // Sums of d and d^2 for d = (x - shift) * scale, which is a power of two.
+  template <int kSize>
+  __device__ void sum(const A (&x)[kSize], int count, A scale, A& first, A& second) const {
+    first = second = 0;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      const A d = i < count ? fma(x[i], scale, -(shift_ * scale)) : A(0);
+      first += d;
+      second = fma(d, d, second);
+    }
+  }
+
+  double first_ = 0, second_ = 0;
+  int64_t count_ = 0;
   A shift_ = 0;
 };
 

@@ -42,7 +42,9 @@ __device__ To bits_as(const From& from) {
   return to;
 }
 
-// A vector as it lies in memory. Half types stay packed: two of them a register, until they are computed with.
+// A vector as it lies in memory. Half types stay packed, two of them a register, until they are computed with.
+//
+// Memory that is read is never written by the same kernel: loads say so, and need not wait for stores before them.
 template <class T>
 struct Pack {
   using A = Compute<T>;
@@ -50,7 +52,7 @@ struct Pack {
   unsigned words[4];
 
   __device__ static Pack load(const T* p) {  // p is aligned to 16 bytes
-    const uint4 v = *reinterpret_cast<const uint4*>(p);
+    const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
     return {{v.x, v.y, v.z, v.w}};
   }
   // The first `count` elements, one by one; zeros behind them.
@@ -58,9 +60,28 @@ struct Pack {
     Pack pack{};
 #pragma unroll
     for (int i = 0; i < kSize; ++i)
-      if (i < count) pack.set(i, p[i]);
+      if (i < count) pack.set(i, __ldg(p + i));
     return pack;
   }
+  __device__ static Pack of(const A (&v)[kSize]) {
+    Pack pack{};
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      if constexpr (std::is_same_v<T, __half>) {
+        pack.words[w] = bits_as<unsigned>(__half2_raw(__floats2half2_rn(v[2 * w], v[2 * w + 1])));
+      } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        pack.words[w] = bits_as<unsigned>(__nv_bfloat162_raw(__floats2bfloat162_rn(v[2 * w], v[2 * w + 1])));
+      } else if constexpr (std::is_same_v<T, float>) {
+        pack.words[w] = bits_as<unsigned>(v[w]);
+      } else {
+        const auto bits = bits_as<uint2>(v[w / 2]);
+        pack.words[w] = w % 2 ? bits.y : bits.x;
+      }
+    }
+    return pack;
+  }
+
+  __device__ uint4 bits() const { return {words[0], words[1], words[2], words[3]}; }
 
   __device__ A operator[](int i) const {
     if constexpr (std::is_same_v<T, double>) {
@@ -88,27 +109,28 @@ struct Pack {
   }
 };
 
-// Stores a vector with one access; p is aligned to 16 bytes. The words are put together by hand: from a struct of half
-// elements, nvcc makes one store for each.
-__device__ inline void store_vector(double* p, const double (&v)[2]) {
-  *reinterpret_cast<double2*>(p) = double2{v[0], v[1]};
-}
-__device__ inline void store_vector(float* p, const float (&v)[4]) {
-  *reinterpret_cast<float4*>(p) = float4{v[0], v[1], v[2], v[3]};
-}
+// One element, where vectors do not fit; otherwise like a Pack.
 template <class T>
-__device__ unsigned narrow_two(float low, float high) {
-  if constexpr (std::is_same_v<T, __half>) return bits_as<unsigned>(__half2_raw(__floats2half2_rn(low, high)));
-  if constexpr (std::is_same_v<T, __nv_bfloat16>)
-    return bits_as<unsigned>(__nv_bfloat162_raw(__floats2bfloat162_rn(low, high)));
-}
-template <class T>
-__device__ void store_vector(T* p, const float (&v)[8]) {
-  *reinterpret_cast<uint4*>(p) =
-      uint4{narrow_two<T>(v[0], v[1]), narrow_two<T>(v[2], v[3]), narrow_two<T>(v[4], v[5]), narrow_two<T>(v[6], v[7])};
+struct Single {
+  T value;
+
+  __device__ static Single load(const T* p) { return {__ldg(p)}; }
+  __device__ Compute<T> operator[](int) const { return widen(value); }
+};
+
+template <class T, int kSize>
+using Vector = std::conditional_t<kSize == 1, Single<T>, Pack<T>>;
+
+// Stores kSize elements with one access, for which p is aligned.
+template <class T, int kSize>
+__device__ void store_vector(T* p, const Compute<T> (&v)[kSize]) {
+  if constexpr (kSize == 1)
+    *p = narrow<T>(v[0]);
+  else
+    store16(p, Pack<T>::of(v).bits());
 }
 
-// The same for the first `count` elements, one by one.
+// Stores the first `count` elements one by one.
 template <class T, int kSize>
 __device__ void store_elements(T* p, const Compute<T> (&v)[kSize], int64_t count) {
 #pragma unroll

@@ -74,6 +74,21 @@ float sum_of_loading(size_t i) {
   return i < 64 ? input_sum(32, kLoading - 32) : 0;
 }
 
+// Rows of eight lanes go round as often as each wants to, with shuffles of the whole warp.
+__global__ void rows_apart(const float* x, float* y, bool fixed) {
+  for (unsigned round = 0;; ++round) {
+    float sum = x[threadIdx.x];
+    for (int distance = 4; distance > 0; distance /= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, distance);  // rows_apart
+    }
+    y[threadIdx.x] = sum;
+    const bool again = round < threadIdx.x / 8 % 4;
+    if (!(fixed ? __any_sync(0xffffffffu, again) : again)) return;
+  }
+}
+
+float sum_of_row(size_t i) { return input_sum(i / 8 * 8, 8); }
+
 __global__ void exit_before_barrier(const float* x, float* y, bool fixed) {
   SHARED_ARRAY(float, values, kThreads);
   values[threadIdx.x] = x[threadIdx.x];
@@ -148,6 +163,7 @@ std::vector<Bug> bugs_of_synchronization() {
       {"buffer_reused", buffer_reused, thrice_block_sum, blocks(1)},
       {"forgotten_parity", forgotten_parity, thrice_block_sum, blocks(1)},
       {"early_exit", early_exit, sum_of_loading, blocks(1)},
+      {"rows_apart", rows_apart, sum_of_row, blocks(1)},
       {"exit_before_barrier", exit_before_barrier, mirrored_if_loading, blocks(1)},
       {"divergent_barrier", divergent_barrier, mirrored, blocks(1)},
       {"barrier_against_shuffle", barrier_against_shuffle, sum_in_warp, blocks(1)},

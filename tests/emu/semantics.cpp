@@ -47,9 +47,9 @@ __global__ void shuffles(int width, int distance) {
 
 __global__ void votes() {
   const unsigned lane = threadIdx.x % 32, live = threadIdx.x < 32 ? 0xffffffffu : 0xffu;  // 40 threads
-  CHECK(__ballot_sync(0xffffffffu, lane % 2) == (0xaaaaaaaau & live));
-  CHECK(__any_sync(0xffffffffu, lane == 7) && !__any_sync(0xffffffffu, lane == 32));
-  CHECK(__all_sync(0xffffffffu, lane < 32) && !__all_sync(0xffffffffu, lane != 7));
+  CHECK(__ballot_sync(live, lane % 2) == (0xaaaaaaaau & live));
+  CHECK(__any_sync(live, lane == 7) && !__any_sync(live, lane == 32));
+  CHECK(__all_sync(live, lane < 32) && !__all_sync(live, lane != 7));
 }
 
 // Parts of a warp with masks of their own do not wait for each other.

@@ -77,11 +77,13 @@ inline void perform(Warp& warp, unsigned lanes) {
   warp.runnable |= lanes;
 }
 
-// Performs the collective of the lanes in `mask` if all that have not returned are there.
+// Performs the collective of the lanes in `mask` if all that have not returned are there. One that has returned never
+// comes: a GPU may wait for it forever.
 inline void try_perform(Warp& warp, unsigned mask) {
   const unsigned lanes = mask & warp.live;
   if (lanes == 0 || (warp.in_collective & lanes) != lanes) return;
   const Thread& first = warp.lanes[std::countr_zero(lanes)];
+  if (lanes != mask) fail(first, ", waits for lanes of its mask that have returned");
   for (unsigned rest = lanes; rest; rest &= rest - 1) {
     const Thread& t = warp.lanes[std::countr_zero(rest)];
     if (t.op != first.op || t.mask != first.mask || t.where != first.where) {
