@@ -21,8 +21,12 @@ class Stash {
     pushed_ += kThreads * kSize;
   }
   __device__ void read(int i, Compute<T> (&out)[kSize]) const {
+    const T* const at = mine_ + i * (kThreads * kSize);
     Vector<T, kSize> v;
-    memcpy(&v, __builtin_assume_aligned(mine_ + i * (kThreads * kSize), sizeof(v)), sizeof(v));
+    if constexpr (kSize == 1)
+      v.value = *at;
+    else
+      v = Pack<T>::of_bits(*reinterpret_cast<const uint4*>(at));
 #pragma unroll
     for (int e = 0; e < kSize; ++e) out[e] = v[e];
   }

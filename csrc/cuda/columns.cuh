@@ -57,9 +57,13 @@ __device__ void sum_rows(double (&values)[kSize], double* shared, const Emit& em
   __syncthreads();
 }
 
+// Blocks that fit on an SM at once: the float64 sums of a vector's columns are what fills the registers.
+template <class Sum, int kSize>
+constexpr int kColumnBlocks = Sum::kSums * kSize > 16 ? 1 : 2;
+
 // partials[column][slice] = the sums over a slice of the rows.
 template <class T, class Sum, int kSize, class Coefficients>
-__global__ void __launch_bounds__(kColumnThreads, 2)
+__global__ void __launch_bounds__(kColumnThreads, kColumnBlocks<Sum, kSize>)
     sum_columns_kernel(const Columns columns, const unsigned slices, const Inputs<T, Sum::kInputs> inputs,
                        const Coefficients coefficients, double* partials) {
   constexpr int kTile = 8 / Sum::kInputs;  // rows: as many as there are registers for

@@ -52,8 +52,7 @@ struct Pack {
   unsigned words[4];
 
   __device__ static Pack load(const T* p) {  // p is aligned to 16 bytes
-    const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
-    return {{v.x, v.y, v.z, v.w}};
+    return of_bits(__ldg(reinterpret_cast<const uint4*>(p)));
   }
   // The first `count` elements, one by one; zeros behind them.
   __device__ static Pack load(const T* p, int64_t count) {
@@ -81,6 +80,7 @@ struct Pack {
     return pack;
   }
 
+  __device__ static Pack of_bits(uint4 v) { return {{v.x, v.y, v.z, v.w}}; }
   __device__ uint4 bits() const { return {words[0], words[1], words[2], words[3]}; }
 
   __device__ A operator[](int i) const {

@@ -1,0 +1,375 @@
+"""What nvcc makes of the CUDA kernels: registers, local memory, and how data is moved. No GPU is needed.
+
+The compiler is free to undo what the sources mean, and says nothing. Rules hold for every kernel; the table in
+cubins.json holds the figures, which change only on purpose, after a look at the difference:
+
+    python tests/static/test_cubins.py --update
+
+That the tests find what they are for was tried with faults planted in LayerNorm's sources, one at a time:
+
+- store_vector() stores its elements one by one; Pack::load() loads them so: no vectors where some are expected;
+- RowPart::load() looks at each vector before it loads the next: fewer on the way;
+- a row's values are indexed by the thread's number: local memory;
+- the backward kernel without launch bounds takes 162 registers, more than its grid counts on; with bounds for twice
+  the blocks it spills;
+- warp_sum() without shuffles, GroupSum with a barrier in kernels of a warp, a cluster that reads its own sums only;
+- the last sum of the weight's gradient is an atomic addition.
+
+Nobody had to plant these, which the first run found: stores of 16 bytes that the compiler had cut into four of 4, and
+tiles whose loads each waited for the one before, since their values were widened, or stashed, as they came.
+"""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from disassembly import ARCHITECTURES, Kernel, kernels, nvcc_version
+
+TABLE = Path(__file__).with_name("cubins.json")
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+VECTOR_LOAD, NARROW_LOAD = r"LDG\S*\.128", r"LDG(?!\S*\.128)"
+VECTOR_STORE, NARROW_STORE = r"STG\S*\.128", r"STG(?!\S*\.128)"
+SHUFFLE, BARRIER, CLUSTER_BARRIER = r"SHFL\.BFLY", r"BAR\.SYNC", r"UCGABAR_WAIT"
+GENERIC_LOAD, GENERIC_STORE = r"LD(\.| )", r"ST(\.| )"
+
+# What is known to break a rule: the rule, a pattern of kernels, and what is wrong. An entry that no kernel needs fails.
+KNOWN: list[tuple[str, str, str]] = []
+
+
+# -------------------------------------------------------------------------------------------------- instantiations
+def size_of(dtype: str) -> int:
+    return {"double": 8, "float": 4}.get(dtype, 2)
+
+
+class Shape:
+    """What a kernel's template arguments say, by the meaning they have in csrc/cuda."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.name, arguments = kernel.name, kernel.arguments
+        self.dtype = arguments[0]
+        self.vector = 16 // size_of(self.dtype)
+        self.half = size_of(self.dtype) == 2
+        self.wide = 2 if self.half else 1  # vectors of the compute type in a vector of elements
+        self.is_row = self.name.startswith("layer_norm")
+        self.is_long = self.name.startswith("long_")
+        self.is_onchip = self.name.endswith("onchip_kernel")
+        self.is_tiled = re.match("(sum|map)_(planes|columns)", self.name) is not None
+        self.cluster = (arguments[3] if self.is_row else arguments[-1]) == "true"
+        self.aligned = not self.is_row or arguments[4] == "true"
+        self.lanes, self.vectors = (int(arguments[1]), int(arguments[2])) if self.is_row else (0, 0)
+        self.threads = self.threads_of_block(arguments)
+        self.function = arguments[1] if self.is_tiled else ""  # the sum, or the map
+        self.access = int(arguments[2 if self.is_tiled else 1]) if self.is_tiled or self.is_onchip else 1
+        if self.is_onchip:
+            self.inputs = 2 if "backward" in self.name else 1
+        else:
+            self.inputs = 2 if self.function.startswith(("GradientSums", "TrainingGradient")) else 1
+        self.sums = self.inputs + 1  # moments take two, gradients three
+        self.source = arguments[-2] if self.name == "sum_planes_kernel" else ""
+        self.coefficients = arguments[-1] if self.is_tiled else ""
+
+    def threads_of_block(self, arguments: list[str]) -> int:
+        if self.is_row:
+            return max(self.lanes, 128)  # kRowThreads
+        if self.is_onchip:
+            return int(arguments[2])
+        return 512 if self.name == "sum_partials_kernel" else 128 if re.match("finish|update", self.name) else 256
+
+
+# -------------------------------------------------------------------------------------------------- rules
+Rule = Callable[[Kernel, str], Iterator[str]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(check: Rule) -> Rule:
+    """Registers what yields a sentence for each thing that is wrong with a kernel on an architecture."""
+    RULES[check.__name__] = check
+    return check
+
+
+def at_least(kernel: Kernel, least: int, what: str, pattern: str) -> Iterator[str]:
+    if (count := kernel.count(pattern)) < least:
+        yield f"{count} {what}, at least {least} expected"
+
+
+def at_most(kernel: Kernel, most: int, what: str, pattern: str) -> Iterator[str]:
+    if (count := kernel.count(pattern)) > most:
+        yield f"{count} {what}, at most {most} expected"
+
+
+@rule
+def no_local_memory(kernel: Kernel, _: str) -> Iterator[str]:
+    """Spilled registers, and arrays that are indexed by what is known at run time only, lie in memory."""
+    if kernel.stack or kernel.spills:
+        yield f"{kernel.stack} bytes of local memory, {kernel.spills} bytes spilled"
+    yield from at_most(kernel, 0, "accesses of local memory", "LDL|STL")
+
+
+@rule
+def no_atomics(kernel: Kernel, _: str) -> Iterator[str]:
+    """They come in another order on every run."""
+    yield from at_most(kernel, 0, "atomics", r"ATOM|RED(\.|G|S|UX)")
+
+
+@rule
+def no_generic_accesses(kernel: Kernel, architecture: str) -> Iterator[str]:
+    """Accesses whose address space is found out at run time are slower. A peer's shared memory alone is read so."""
+    yield from at_most(kernel, 0, "stores to an unknown address space", GENERIC_STORE)
+    if not Shape(kernel).cluster or architecture == "sm_80":
+        yield from at_most(kernel, 0, "loads from an unknown address space", GENERIC_LOAD)
+
+
+# Blocks that are to fit on an SM together: what csrc/cuda plans by __launch_bounds__, or by the grids it launches.
+def planned_blocks(shape: Shape) -> int:
+    if shape.name == "layer_norm_forward_kernel":
+        return (1024 if shape.vectors <= 2 else 512) // shape.threads  # kForwardBlocks
+    if shape.name == "layer_norm_backward_kernel":
+        return (768 if shape.vectors == 1 else 512) // shape.threads  # kBackwardBlocks: its grid is that many
+    if shape.is_onchip:
+        return 512 // shape.threads  # a stash of the larger blocks takes half of the shared memory or more
+    if re.match("(sum|map)_planes", shape.name):
+        return 2
+    if shape.name == "sum_columns_kernel":
+        return 1 if shape.sums * shape.access > 16 else 2  # kColumnBlocks
+    return 2
+
+
+@rule
+def registers_as_planned(kernel: Kernel, _: str) -> Iterator[str]:
+    """An SM has 65536, of which a thread gets a multiple of eight."""
+    shape = Shape(kernel)
+    blocks = planned_blocks(shape)
+    if blocks * shape.threads * math.ceil(kernel.registers / 8) * 8 > 65536:
+        yield f"{kernel.registers} registers, too many for {blocks} blocks of {shape.threads} threads on an SM"
+
+
+class Accesses:
+    """Vectors a kernel loads and stores, and at most how much beside them: by its source, where nothing is doubled.
+
+    Long rows have a way for vectors and one, element by element, for rows that are not aligned: both are in the kernel.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        vector, wide = shape.vector, shape.wide
+        # Parameters of half rows are of their own dtype, or float32: one vector and two.
+        parameter_vectors, parameter_elements = (3, 2 * vector) if shape.half else (1, vector)
+        self.loads = self.stores = self.narrow_loads = self.narrow_stores = 0
+        if shape.name == "layer_norm_forward_kernel":
+            self.loads = shape.vectors * (1 + 2 * parameter_vectors)  # input; weight, bias
+            self.narrow_loads = 1  # the shift
+            self.stores, self.narrow_stores = shape.vectors, 2  # mean, rstd
+        elif shape.name == "layer_norm_backward_kernel":
+            # The first row's and the next one's: grad_output and input; mean, rstd.
+            self.loads = shape.vectors * (2 * 2 + parameter_vectors)
+            self.narrow_loads = 2 * 2
+            self.stores = shape.vectors * (1 + 2 * wide)  # grad_input; the weight's and the bias' sums
+        elif shape.name == "long_forward_kernel":
+            self.loads, self.narrow_loads = 1 + 2 * parameter_vectors, vector + 2 * parameter_elements + 3
+            self.stores, self.narrow_stores = 1, vector
+        elif shape.name == "long_backward_kernel":
+            self.loads, self.narrow_loads = 2 + parameter_vectors, 2 * vector + parameter_elements + 3 + 2
+            self.stores, self.narrow_stores = 1 + 2 * wide, 3 * vector
+        elif shape.is_onchip:
+            self.of_channels(shape)
+            self.loads, self.stores = 4 * shape.inputs, 1
+        elif shape.name == "sum_columns_kernel":
+            self.loads = 8
+            self.narrow_loads = 4 * shape.access  # where a column's sums start from, twice; two of them, or chosen from
+            self.narrow_stores = math.inf  # sums alone, in loops that the compiler may unroll
+        elif shape.name == "sum_planes_kernel":
+            self.loads, self.narrow_loads, self.narrow_stores = 4 * shape.inputs, 2, shape.sums
+        elif shape.is_tiled:
+            self.of_channels(shape)
+            self.loads, self.stores = 4 * shape.inputs, 4
+            if shape.name == "map_columns_kernel":  # each column has its own
+                # The compiler doubles the code of those that are written as well, as often as it likes; of others,
+                # once, since a column's channel is found by a division of 32 bits or of 64.
+                doubled = math.inf if shape.coefficients.startswith("Evaluation") else 2
+                self.narrow_loads *= shape.access * doubled
+                self.narrow_stores *= doubled if self.narrow_stores else 1
+
+    def of_channels(self, shape: Shape) -> None:
+        """A channel's parameters and statistics; half types have parameters of two dtypes."""
+        parameter = 2 if shape.half else 1
+        if shape.name == "batch_norm_forward_onchip_kernel":
+            self.narrow_loads, self.narrow_stores = parameter * 3, 3  # the shift, weight, bias; mean, rstd, var
+        elif shape.name == "batch_norm_backward_onchip_kernel":
+            self.narrow_loads, self.narrow_stores = 2 * 2 + parameter, 2 * parameter  # mean, rstd: twice
+        elif shape.coefficients.startswith("StoredCoefficients"):
+            self.narrow_loads = int(shape.coefficients[-2])
+        elif shape.coefficients.startswith("EvaluationCoefficients"):
+            self.narrow_loads, self.narrow_stores = 4 * parameter, 3  # as the forward, with running statistics
+        else:
+            self.narrow_loads = 1 + parameter  # rstd, weight
+
+
+def moves_vectors(shape: Shape) -> bool:
+    return (shape.is_row and shape.aligned) or shape.is_long or shape.access > 1
+
+
+@rule
+def data_moves_by_vectors(kernel: Kernel, _: str) -> Iterator[str]:
+    """Every access that can be is 128 bits wide: all that are meant to be, and no narrower ones in their place."""
+    shape = Shape(kernel)
+    if not moves_vectors(shape):
+        return
+    expected = Accesses(shape)
+    yield from at_least(kernel, expected.loads, "loads of 128 bits", VECTOR_LOAD)
+    yield from at_most(kernel, expected.narrow_loads, "narrower loads", NARROW_LOAD)
+    yield from at_least(kernel, expected.stores, "stores of 128 bits", VECTOR_STORE)
+    yield from at_most(kernel, expected.narrow_stores, "narrower stores", NARROW_STORE)
+
+
+@rule
+def stashes_are_of_vectors(kernel: Kernel, _: str) -> Iterator[str]:
+    """Of shared memory: what is stashed by vectors; what blocks exchange for their sums is narrower."""
+    shape = Shape(kernel)
+    if not shape.is_onchip or shape.access == 1:
+        return
+    sums = (2 if shape.dtype == "double" and shape.inputs == 1 else 1) * shape.sums  # a second pass
+    exchange = sums * (2 if shape.cluster else 1)
+    yield from at_least(kernel, 4 * shape.inputs, "stores of 128 bits to shared memory", r"STS\.128")
+    yield from at_most(kernel, exchange, "narrower stores to shared memory", r"STS(?!\.128)")
+    yield from at_least(kernel, shape.inputs, "loads of 128 bits from shared memory", r"LDS\.128")
+    yield from at_most(kernel, exchange, "narrower loads from shared memory", r"LDS(?!\.128)")
+
+
+@rule
+def loads_are_batched(kernel: Kernel, _: str) -> Iterator[str]:
+    """All of a row, and all of a tile, is on the way before the first of it is waited for.
+
+    Or three quarters of it: the compiler may well begin with the first when the last are not yet asked for.
+    """
+    shape = Shape(kernel)
+    if not shape.aligned:
+        return
+    if shape.name == "layer_norm_forward_kernel":
+        planned = shape.vectors
+    elif shape.name == "layer_norm_backward_kernel":
+        planned = 2 * shape.vectors
+    elif shape.is_long:
+        planned = 2 if "backward" in shape.name else 1
+    elif shape.access > 1:
+        planned = 8 if shape.name == "sum_columns_kernel" else 4 * shape.inputs
+    else:
+        return
+    if (found := kernel.loads_on_the_way()) < planned * 3 / 4:
+        yield f"at most {found} vectors on the way at once, of {planned}"
+
+
+def expected_shuffles(shape: Shape) -> int:
+    """Steps of a butterfly, for each value, over the lanes of a warp, its warps, its cluster."""
+    if shape.is_row:
+        values = 3  # forward: one, then two
+        steps = int(math.log2(shape.lanes)) + (3 if shape.cluster else 0)
+        return values * steps * (2 if shape.dtype == "double" else 1)  # 32 bits at a time
+    if shape.is_onchip or shape.name == "sum_planes_kernel":
+        values = shape.sums
+        if shape.is_onchip and shape.inputs == 1 and shape.dtype == "double":
+            values += 1  # a pass before, for the mean alone
+        return values * 2 * (int(math.log2(shape.threads)) + (3 if shape.cluster else 0))
+    if shape.name == "sum_columns_kernel":
+        return shape.sums * 2 * shape.access  # a loop: how many steps, the launch says
+    if shape.name.startswith("finish_"):
+        return (3 if "backward" in shape.name else 2) * 2 * 5
+    return 0
+
+
+@rule
+def sums_go_through_shuffles(kernel: Kernel, _: str) -> Iterator[str]:
+    shape = Shape(kernel)
+    if expected := expected_shuffles(shape):
+        yield from at_least(kernel, expected, "shuffles", SHUFFLE)
+    else:
+        yield from at_most(kernel, 0, "shuffles", "SHFL")
+
+
+@rule
+def barriers_where_blocks_share(kernel: Kernel, _: str) -> Iterator[str]:
+    """A warp or less needs none. LayerNorm's backward always has them: rows of a block add up for the weight."""
+    shape = Shape(kernel)
+    if shape.lanes > 32 or shape.is_onchip or re.match("layer_norm_backward|sum_(planes|columns|partials)", shape.name):
+        yield from at_least(kernel, 1, "barriers", BARRIER)
+    else:
+        yield from at_most(kernel, 0, "barriers", "BAR")
+
+
+@rule
+def clusters_meet_and_read_each_other(kernel: Kernel, architecture: str) -> Iterator[str]:
+    shape = Shape(kernel)
+    if shape.cluster and architecture != "sm_80":
+        yield from at_least(kernel, 2, "barriers of the cluster", CLUSTER_BARRIER)  # a sum, and the end
+        yield from at_least(kernel, 3 if shape.is_row else shape.sums, "loads from peers", GENERIC_LOAD)
+    else:
+        yield from at_most(kernel, 0, "barriers of the cluster", r"UCGABAR")
+
+
+@every_architecture
+@pytest.mark.parametrize("name", RULES)
+def test_rule(name: str, architecture: str) -> None:
+    known = [(pattern, reason) for rule_of, pattern, reason in KNOWN if rule_of == name]
+    needed, problems = set(), []
+    for key, kernel in kernels(architecture).items():
+        for problem in RULES[name](kernel, architecture):
+            if pattern := next((pattern for pattern, _ in known if re.match(pattern, key)), None):
+                needed.add(pattern)
+            else:
+                problems.append(f"{key}: {problem}")
+    assert not problems, f"{name}, on {architecture}:\n" + "\n".join(problems)
+    assert needed == {pattern for pattern, _ in known}, "no longer broken: take it out of KNOWN"
+
+
+# -------------------------------------------------------------------------------------------------- the table
+def figures(kernel: Kernel) -> dict[str, int]:
+    return {
+        "registers": kernel.registers,
+        "shared": kernel.shared,
+        "spills": kernel.spills,
+        "LDG.128": kernel.count(VECTOR_LOAD),
+        "LDG": kernel.count(NARROW_LOAD),
+        "STG.128": kernel.count(VECTOR_STORE),
+        "STG": kernel.count(NARROW_STORE),
+        "on the way": kernel.loads_on_the_way(),
+        "SHFL": kernel.count("SHFL"),
+        "BAR": kernel.count("BAR"),
+    }
+
+
+def lines_of(architecture: str) -> dict[str, str]:
+    """A line of the table for each kernel, by "kernel architecture"."""
+    return {f"{key} {architecture}": json.dumps(figures(kernel)) for key, kernel in kernels(architecture).items()}
+
+
+def write_table() -> None:
+    """Sorted by kernel, then architecture; a line each, for a difference that can be read."""
+    lines = {key: line for architecture in ARCHITECTURES for key, line in lines_of(architecture).items()}
+    order = {architecture: i for i, architecture in enumerate(ARCHITECTURES)}
+    keys = sorted(lines, key=lambda key: (key.rpartition(" ")[0], order[key.rpartition(" ")[2]]))
+    rows = ",\n".join(f"{json.dumps(key)}: {lines[key]}" for key in keys)
+    TABLE.write_text(f'{{\n"nvcc": "{nvcc_version()}",\n{rows}\n}}\n')
+
+
+@every_architecture
+def test_table(architecture: str) -> None:
+    table = json.loads(TABLE.read_text())
+    made_with = table.pop("nvcc")
+    found = lines_of(architecture)
+    if made_with != nvcc_version():
+        pytest.skip(f"the table is of nvcc {made_with}, this is {nvcc_version()}: its figures are others")
+    expected = {key: json.dumps(row) for key, row in table.items() if key.endswith(f" {architecture}")}
+    changes = [f"- {key}: {expected[key]}" for key in expected if found.get(key) != expected[key]]
+    changes += [f"+ {key}: {found[key]}" for key in found if expected.get(key) != found[key]]
+    report = "\n".join(sorted(changes, key=lambda line: line[2:]))
+    assert not changes, f"meant to be so? python tests/static/test_cubins.py --update\n{report}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--update"]:
+        sys.exit("usage: python tests/static/test_cubins.py --update")
+    write_table()
