@@ -58,7 +58,7 @@ template void run(const BatchNormUpdate&);
 std::vector<LayerNormShape> layer_norm_shapes() {
   std::vector<LayerNormShape> shapes;
   // A part of a warp a row: one vector each, of 2, 4 or 8 elements, that the row fills or does not.
-  for (const int64_t columns : {1, 2, 7, 8, 9, 32, 33, 64, 65, 128}) {
+  for (const int64_t columns : {1, 2, 7, 8, 9, 16, 32, 33, 64, 65, 128}) {
     for (const int64_t rows : {1, 3, 33}) shapes.push_back({rows, columns});
   }
   // From there on each number of lanes and vectors, for each size of element: at its limit and one beyond.
