@@ -40,10 +40,7 @@ struct ColumnPlace {
 template <int kSize, class Emit>
 __device__ void sum_rows(double (&values)[kSize], double* shared, const Emit& emit) {
   const int x = threadIdx.x, warp = (threadIdx.y * blockDim.x + x) / kWarpSize, width = blockDim.x * kSize;
-  for (unsigned offset = blockDim.x; offset < kWarpSize; offset *= 2) {
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], offset);
-  }
+  strided_warp_sum(values, blockDim.x);                                          // the rows that share a warp
   if ((threadIdx.y * blockDim.x + x) % kWarpSize == static_cast<unsigned>(x)) {  // a warp's first row
 #pragma unroll
     for (int i = 0; i < kSize; ++i) shared[warp * width + x * kSize + i] = values[i];

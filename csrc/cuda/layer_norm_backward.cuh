@@ -38,13 +38,9 @@ template <class T, int kLanes, int kVecs, class Part, class A>
 __device__ void store_partials(void* partials, int64_t line, int64_t columns, const Part& part, bool aligned,
                                A (&values)[kVecs][kVec<T>], A* shared) {
   constexpr int kGroup = kLanes < kWarpSize ? kWarpSize : kLanes, kGroups = kRowThreads<kLanes> / kGroup;
+  if constexpr (kLanes < kWarpSize) {
 #pragma unroll
-  for (int offset = kLanes; offset < kWarpSize; offset *= 2) {  // rows that share a warp
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-#pragma unroll
-      for (int i = 0; i < kVec<T>; ++i) values[v][i] += __shfl_xor_sync(0xffffffffu, values[v][i], offset);
-    }
+    for (int v = 0; v < kVecs; ++v) strided_warp_sum(values[v], kLanes);  // the rows that share a warp
   }
   const int group = threadIdx.x / kGroup;
   const bool first_row = threadIdx.x % kGroup < kLanes;
