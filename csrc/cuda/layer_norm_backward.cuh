@@ -69,9 +69,6 @@ __device__ void store_partials(void* partials, int64_t line, int64_t columns, co
     store_line<T>(partials, line, columns, part.column(v), part.end(), aligned, values[v]);
 }
 
-// Rows that are added up in one register: float32 sums of more would show in the last digits.
-constexpr int kRowsOfLine = 128;
-
 // Blocks that fit on an SM at once, by the registers they need: 85 a thread for one vector of each input, 128 for two.
 template <int kLanes, int kVecs>
 constexpr int kBackwardBlocks = (kVecs == 1 ? 768 : 512) / kRowThreads<kLanes>;

@@ -2,7 +2,7 @@
 //
 // kLanes threads share a row, each with kVecs vectors of it; short rows share a block, and the longest are spread over
 // the blocks of a cluster. The variance is taken in two passes over the registers. Who computes what depends on the
-// row's length alone, so a row's result depends on nothing but the row.
+// row's length alone, and how it is loaded on its alignment, so a row's result does not depend on the batch it is in.
 #pragma once
 #include "launch.cuh"
 #include "layer_norm_long.cuh"

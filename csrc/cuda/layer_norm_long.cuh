@@ -188,9 +188,10 @@ void long_layer_norm_backward(const LayerNormBackward& op, Run& run, bool aligne
   run.launch(finish_rows_backward_kernel<T>,
              {.grid = grid_of(ceil_div(op.rows, kFinishChannels)), .block = kFinishThreads}, op,
              Partials{sums, op.rows, 1, slices, 1 / static_cast<double>(op.columns)}, coefficients);
-  // Rows are split until there are two blocks for every SM.
+  // Rows are split until there are two blocks for every SM, and no line is the sum of too many.
   const int64_t strips = ceil_div(op.columns, kLongThreads * kVec<T>);
-  const int64_t lines = std::min(op.rows, ceil_div(2 * run.device.sm_count, strips));
+  const int64_t lines =
+      std::min(op.rows, std::max(ceil_div(2 * run.device.sm_count, strips), ceil_div(op.rows, kRowsOfLine)));
   const PartialSums partials = take_partial_sums<T>(op, run, lines);
   run.launch(long_backward_kernel<T>, {.grid = grid_of(strips * lines), .block = kLongThreads}, op, partials, lines,
              coefficients, aligned);

@@ -13,6 +13,9 @@ struct PartialSums {
   void *weight, *bias;
 };
 
+// Rows that are added up in one register: float32 sums of more would show in the last digits.
+constexpr int kRowsOfLine = 128;
+
 // A vector of T's columns into one of the lines.
 template <class T, class Index, class A>
 __device__ void store_line(void* partials, int64_t line, int64_t columns, Index column, Index end, bool aligned,
