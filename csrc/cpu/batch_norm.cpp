@@ -14,23 +14,15 @@ template <class T>
 struct Normalize {
   static constexpr int kInputs = 1, kCoefficients = 3;
   static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[3]) { return fma(in[0] - k[0], k[1], k[2]); }
-
-  static void coefficients(double mean, double rstd, double weight, double bias, Scalar<T>* k) {
-    const double scale = rstd * weight;
-    k[0] = static_cast<Scalar<T>>(mean);
-    k[1] = static_cast<Scalar<T>>(scale);
-    const double low = std::isinf(mean) ? 0 : mean - k[0];
-    k[2] = static_cast<Scalar<T>>(bias - low * scale);
-  }
 };
 
-// dx = (dy - level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow in
-// float32 for deviations of 1e30.) The scale comes first: it is all that evaluation needs.
+// dx = (dy + level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow in
+// float32 for deviations of 1e30.)
 template <class T>
 struct TrainingGradient {
   static constexpr int kInputs = 2, kCoefficients = 5;  // dy, x; scale, mean, rstd, slope, level
   static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[5]) {
-    return fma((in[1] - k[1]) * k[2], k[3], in[0] - k[4]) * k[0];
+    return fma((in[1] - k[1]) * k[2], k[3], in[0] + k[4]) * k[0];
   }
 };
 
@@ -41,28 +33,24 @@ struct EvaluationGradient {
   static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[1]) { return in[0] * k[0]; }
 };
 
-// Each channel's coefficients of such a map.
-template <class T, int kCount>
-class Coefficients {
+// kArrays arrays with an element for each of `size` channels, or channels of slices.
+template <class Number, int kArrays>
+class ChannelArrays {
  public:
-  explicit Coefficients(int64_t channels) : of_(channels) {}
-  Scalar<T>* operator[](int64_t channel) { return of_[channel].k; }
-
-  template <int kFirst>
-  void operator()(int64_t channel, Scalar<T> (&k)[kFirst]) const {
-    std::copy_n(of_[channel].k, kFirst, k);
-  }
+  explicit ChannelArrays(int64_t size) : size_(size), numbers_(kArrays * size) {}
+  Number* operator[](int array) const { return numbers_ + array * size_; }
 
  private:
-  struct Array {
-    Scalar<T> k[kCount];
-  };
-  Scratch<Array> of_;
+  int64_t size_;
+  Scratch<Number> numbers_;
 };
 
-// A slice of so many float64 elements is still in cache when it is summed a second time.
-constexpr int64_t kCachedElements = 32768;
+template <class T>
+int64_t bytes_of(const BatchNormShape& shape) {
+  return shape.batch * shape.channels * shape.plane * static_cast<int64_t>(sizeof(T));
+}
 
+// Loops over channels are plain, and g++ makes vector code of them.
 template <class T, class P>
 void forward(const BatchNormForward& op, int threads) {
   using S = Scalar<T>;
@@ -70,47 +58,79 @@ void forward(const BatchNormForward& op, int threads) {
   const P *weight = static_cast<const P*>(op.weight), *bias = static_cast<const P*>(op.bias);
   const P *running_mean = static_cast<const P*>(op.running_mean), *running_var = static_cast<const P*>(op.running_var);
   S *mean = static_cast<S*>(op.mean), *rstd = static_cast<S*>(op.rstd), *var = static_cast<S*>(op.var);
+  const double eps = op.eps;
 
-  const Channels channels(op.shape, threads, kTwoPasses<T> ? kCachedElements : 0);
-  const int64_t channel_count = op.shape.channels;
-  Coefficients<T, 3> coefficients(channel_count);
-  Scratch<Moments> partials(running_mean ? 0 : channels.slices() * channel_count);
+  // A slice of float64 elements is still in cache when it is summed a second time.
+  const Channels channels(op.shape, threads, 2 * bytes_of<T>(op.shape), kTwoPasses<T> ? kCachedElements : 0);
+  const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
+  const ChannelArrays<S, 1> shifts(partials);
+  const ChannelArrays<double, 2> sums(partials);   // of d and d^2, d = x - shift: see MomentSums
+  const ChannelArrays<S, 5> coefficients(all);     // of Normalize; then weight and bias
+  const ChannelArrays<double, 3> moments(all);     // mean, variance, rstd
 
   const auto reduce = [&](int64_t block, int64_t slice) {
-    if (running_mean) return;
-    const auto pass = [&](const auto& shift_of) {
-      channels.reduce<MomentSums<T>, T>(
-          block, slice, in, [&](int64_t channel, S(&shift)[1]) { shift[0] = shift_of(channel); },
-          [&](int64_t channel, const double (&totals)[2]) {
-            partials[slice * channel_count + channel] =
-                moments_from_sums(channels.count(slice), shift_of(channel), totals[0], totals[1]);
-          });
+    const int64_t begin = channels.channel_begin(block), end = channels.channel_begin(block + 1);
+    const double count = channels.count(slice);
+    S* const shift = shifts[0] + slice * all;
+    double *const first = sums[0] + slice * all, *const second = sums[1] + slice * all;
+    const auto sum = [&]<class Sum>() { channels.template reduce<Sum, T>(block, slice, in, {shift}, {first, second}); };
+    const auto sum_in_float32 = [&] {
+      channels.sample(block, slice, in[0], shift);
+      sum.template operator()<MomentSums<T>>();
+      bool all_sound = true;
+      for (int64_t c = begin; c < end; ++c) all_sound &= sound(count, first[c], second[c], eps);
+      return all_sound;
     };
-    pass([&](int64_t channel) { return load_one(in[0] + channels.first_element(channel)); });
-    if constexpr (kTwoPasses<T>) pass([&](int64_t channel) { return partials[slice * channel_count + channel].mean; });
+    if (!kTwoPasses<T> && count >= kFew && sum_in_float32()) return;
+    for (int64_t c = begin; c < end; ++c) shift[c] = load_one(in[0] + channels.first_element(c));
+    sum.template operator()<WideMomentSums<T>>();
+    if (!kTwoPasses<T>) return;
+    for (int64_t c = begin; c < end; ++c) shift[c] += first[c] / count;
+    sum.template operator()<WideMomentSums<T>>();
   };
-  const auto finish = [&](int64_t channel) {
-    double m, v;
+  const auto finish = [&](int64_t begin, int64_t end) {
+    double *const m = moments[0], *const v = moments[1], *const r = moments[2];
+    S *const high = coefficients[0], *const scale = coefficients[1], *const shift = coefficients[2];
+    S *const w = coefficients[3], *const b = coefficients[4];
     if (running_mean) {
-      m = load_one(running_mean + channel);
-      v = load_one(running_var + channel);
+      load_array(running_mean + begin, end - begin, 0, w + begin);
+      load_array(running_var + begin, end - begin, 0, b + begin);
+      for (int64_t c = begin; c < end; ++c) m[c] = w[c], v[c] = b[c];
     } else {
-      Moments moments;
-      for (int64_t slice = 0; slice < channels.slices(); ++slice) moments += partials[slice * channel_count + channel];
-      m = moments.mean;
-      v = moments.variance();
-      var[channel] = static_cast<S>(v);
+      std::fill(m + begin, m + end, 0);
+      std::fill(v + begin, v + end, 0);
+      double count = 0;
+      for (int64_t slice = 0; slice < channels.slices(); ++slice) {
+        const double more = channels.count(slice);
+        const S* const shift = shifts[0] + slice * all;
+        const double *const first = sums[0] + slice * all, *const second = sums[1] + slice * all;
+        for (int64_t c = begin; c < end; ++c) {
+          Moments total{count, m[c], v[c]};
+          total += moments_from_sums(more, shift[c], first[c], second[c]);
+          m[c] = total.mean;
+          v[c] = total.m2;
+        }
+        count += more;
+      }
+      for (int64_t c = begin; c < end; ++c) v[c] /= count;
+      for (int64_t c = begin; c < end; ++c) var[c] = static_cast<S>(v[c]);
     }
-    const double r = reciprocal_std(v, op.eps);
-    mean[channel] = static_cast<S>(m);
-    rstd[channel] = static_cast<S>(r);
-    Normalize<T>::coefficients(m, r, element_or(weight, channel, 1), element_or(bias, channel, 0),
-                               coefficients[channel]);
+    load_array(weight ? weight + begin : nullptr, end - begin, 1, w + begin);
+    load_array(bias ? bias + begin : nullptr, end - begin, 0, b + begin);
+    for (int64_t c = begin; c < end; ++c) r[c] = reciprocal_std(v[c], eps);
+    for (int64_t c = begin; c < end; ++c) {
+      high[c] = mean[c] = static_cast<S>(m[c]);
+      rstd[c] = static_cast<S>(r[c]);
+      const double factor = r[c] * w[c], low = std::isinf(m[c]) ? 0 : m[c] - high[c];
+      scale[c] = static_cast<S>(factor);
+      shift[c] = static_cast<S>(b[c] - low * factor);
+    }
   };
   const auto map = [&](int64_t block, int64_t slice) {
-    channels.map<Normalize<T>, T>(block, slice, in, static_cast<T*>(op.output), coefficients);
+    channels.template map<Normalize<T>, T>(block, slice, in, static_cast<T*>(op.output),
+                                           {coefficients[0], coefficients[1], coefficients[2]});
   };
-  channels.run(reduce, finish, map);
+  channels.run(!running_mean, reduce, finish, map);
 }
 
 template <class T, class P>
@@ -122,54 +142,50 @@ void backward(const BatchNormBackward& op, int threads) {
   P *grad_weight = static_cast<P*>(op.grad_weight), *grad_bias = static_cast<P*>(op.grad_bias);
   T* dx = static_cast<T*>(op.grad_input);
 
-  const Channels channels(op.shape, threads);
-  const int64_t channel_count = op.shape.channels;
+  const Channels channels(op.shape, threads, 3 * bytes_of<T>(op.shape));
+  const int64_t all = op.shape.channels;
   const double count = static_cast<double>(op.shape.batch * op.shape.plane);
   const bool sums_needed = grad_weight || grad_bias || op.training;
-  Scratch<Gradients> partials(sums_needed ? channels.slices() * channel_count : 0);
-  Coefficients<T, 5> coefficients(channel_count);
+  const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);  // of GradientSums
+  const ChannelArrays<S, 5> coefficients(all);  // scale, slope, level; then the gradients of weight and bias
 
   const auto reduce = [&](int64_t block, int64_t slice) {
-    if (!sums_needed) return;
-    const T* const in[2] = {dy, x};
-    channels.reduce<GradientSums<T>, T>(
-        block, slice, in,
-        [&](int64_t channel, S(&k)[2]) {
-          k[0] = mean[channel];
-          k[1] = rstd[channel];
-        },
-        [&](int64_t channel, const double (&totals)[3]) {
-          partials[slice * channel_count + channel] = {totals[0], totals[1], totals[2]};
-        });
+    const int64_t offset = slice * all;
+    channels.template reduce<GradientSums<T>, T>(block, slice, {dy, x}, {mean, rstd},
+                                                 {sums[0] + offset, sums[1] + offset, sums[2] + offset});
   };
-  const auto finish = [&](int64_t channel) {
-    const double r = rstd[channel], scale = r * element_or(weight, channel, 1);
-    S* k = coefficients[channel];
-    k[0] = static_cast<S>(scale);
+  const auto finish = [&](int64_t begin, int64_t end) {
+    S *const scale = coefficients[0], *const slope = coefficients[1], *const level = coefficients[2];
+    S *const dw = coefficients[3], *const db = coefficients[4];
+    load_array(weight ? weight + begin : nullptr, end - begin, 1, scale + begin);
+    for (int64_t c = begin; c < end; ++c)
+      scale[c] = static_cast<S>(static_cast<double>(rstd[c]) * static_cast<double>(scale[c]));
     if (!sums_needed) return;
-    Gradients sums;
-    for (int64_t slice = 0; slice < channels.slices(); ++slice) sums += partials[slice * channel_count + channel];
-    // In evaluation the mean is a given number, not the data's: nothing to correct.
-    const double offset = op.training ? sums.offset(count) : 0;
-    const double g_xhat = op.training ? sums.corrected(count) : sums.g_xhat;
-    if (grad_weight) store_one(grad_weight + channel, g_xhat);
-    if (grad_bias) store_one(grad_bias + channel, sums.g);
-    k[1] = mean[channel];
-    k[2] = rstd[channel];
-    k[3] = static_cast<S>(-g_xhat / count);
-    k[4] = static_cast<S>((sums.g - offset * g_xhat) / count);
+    for (int64_t slice = 1; slice < channels.slices(); ++slice)
+      for (int i = 0; i < 3; ++i)
+        for (int64_t c = begin; c < end; ++c) sums[i][c] += sums[i][slice * all + c];
+    for (int64_t c = begin; c < end; ++c) {
+      const Gradients total{sums[0][c], sums[1][c], sums[2][c]};
+      // In evaluation the mean is a given number, not the data's: nothing to correct.
+      const double offset = op.training ? total.offset(count) : 0;
+      const double g_xhat = op.training ? total.corrected(count) : total.g_xhat;
+      dw[c] = static_cast<S>(g_xhat);
+      db[c] = static_cast<S>(total.g);
+      slope[c] = static_cast<S>(-g_xhat / count);
+      level[c] = static_cast<S>((offset * g_xhat - total.g) / count);
+    }
+    store_array(dw + begin, end - begin, grad_weight ? grad_weight + begin : nullptr);
+    store_array(db + begin, end - begin, grad_bias ? grad_bias + begin : nullptr);
   };
   const auto map = [&](int64_t block, int64_t slice) {
     if (!dx) return;
-    if (op.training) {
-      const T* const in[2] = {dy, x};
-      channels.map<TrainingGradient<T>, T>(block, slice, in, dx, coefficients);
-    } else {
-      const T* const in[1] = {dy};
-      channels.map<EvaluationGradient<T>, T>(block, slice, in, dx, coefficients);
-    }
+    if (op.training)
+      channels.template map<TrainingGradient<T>, T>(block, slice, {dy, x}, dx,
+                                                    {coefficients[0], mean, rstd, coefficients[1], coefficients[2]});
+    else
+      channels.template map<EvaluationGradient<T>, T>(block, slice, {dy}, dx, {coefficients[0]});
   };
-  channels.run(reduce, finish, map);
+  channels.run(sums_needed, reduce, finish, map);
 }
 
 template <class P>

@@ -1,38 +1,48 @@
 // channels.h -- how [batch, channels, plane] data, in either layout, is cut into work: blocks of channels, and slices
 // of a block where there are fewer blocks than threads.
 //
-// Planes of some length are walked one channel at a time (segments.h). Everything else is a matrix walked by columns
-// (columns.h): channels_last data; planes too short for a vector loop, [batch, channels * plane] with a channel every
-// `plane` columns; and where that matrix is narrow, as with three channels, several of its rows side by side.
+// Planes of a vector or more are walked one after another (planes.h). Everything else is a matrix walked by columns
+// (columns.h): channels_last data; shorter planes, [batch, channels * plane] with a channel every `plane` columns; and
+// where that matrix is narrow, as with three channels, several of its rows side by side.
 #pragma once
 #include <algorithm>
 
+#include "cache.h"
 #include "columns.h"
 #include "ops/batch_norm.h"
 #include "parallel.h"
+#include "planes.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kShortPlane = 512;    // elements; shorter planes are walked as columns
-constexpr int64_t kNarrow = 64;         // columns; narrower matrices get several rows side by side
-constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut between threads
+constexpr int64_t kNarrow = 256;             // columns; narrower matrices get several rows side by side
+constexpr int64_t kPlanePiece = 16384;       // elements; longer planes can be cut between threads
+constexpr int64_t kCachedElements = kCached / 8;
+
+// Elements; shorter planes are walked as columns. Those need tables of coefficients and totals, which few samples do not
+// pay for.
+inline int64_t shortest_plane(int64_t batch) { return (batch < 16 ? 2 : 4) * kLanes; }
 
 class Channels {
  public:
-  // slice_elements, if not 0: no slice of a block should be larger than that.
-  Channels(const BatchNormShape& shape, int threads, int64_t slice_elements = 0)
+  // `bytes` is what the op reads and writes. slice_elements, if not 0: no slice of a block should be larger than that.
+  Channels(const BatchNormShape& shape, int threads, int64_t bytes, int64_t slice_elements = 0)
       : channels_(shape.channels),
         total_(shape.batch * shape.channels * shape.plane),
         plane_(shape.channels_last ? 1 : shape.plane),
-        by_planes_(plane_ >= kShortPlane),
+        by_planes_(plane_ >= shortest_plane(shape.batch)),
+        stream_(should_stream(bytes)),
         threads_(threads_for(total_, threads)) {
     if (by_planes_) {
       pieces_ = (plane_ + kPlanePiece - 1) / kPlanePiece;
       units_ = shape.batch * pieces_;
-      block_channels_ = 1;
+      // A block's share of all samples should stay in cache from the sums to the map, each a run worth fetching.
+      const int64_t run = std::clamp<int64_t>(2 * kCachedElements / shape.batch, 512, 4096);
+      block_channels_ = std::clamp<int64_t>(run / plane_, 1, kBlockChannels);
     } else {
-      const int64_t width = channels_ * plane_;
-      width_ = width < kNarrow ? width * kLanes : width;
+      width_ = channels_ * plane_;
+      const int64_t widest = total_ / (8 * kRowsAtOnce);
+      while (width_ < widest && (width_ < kNarrow || (width_ < 2 * kNarrow && width_ % kLanes != 0))) width_ *= 2;
       units_ = (total_ + width_ - 1) / width_;
       block_channels_ = std::min(channels_, kBlockColumns / plane_);
     }
@@ -44,6 +54,7 @@ class Channels {
   }
 
   int64_t slices() const { return slices_; }
+  int64_t channel_begin(int64_t block) const { return std::min(channels_, block * block_channels_); }
   // Elements of a channel in one slice.
   int64_t count(int64_t slice) const {
     if (!by_planes_) return (std::min(total_, unit_begin(slice + 1) * width_) - unit_begin(slice) * width_) / channels_;
@@ -51,128 +62,177 @@ class Channels {
   }
   int64_t first_element(int64_t channel) const { return channel * plane_; }
 
-  // reduce(block, slice) for all, then finish(channel) for all, then map(block, slice) for all. A block that is not
-  // sliced goes through all three while its data is in cache.
+  // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, then map(block, slice) for
+  // all. A block that is not sliced goes through all three while its data is in cache.
   template <class Reduce, class Finish, class Map>
-  void run(const Reduce& reduce, const Finish& finish, const Map& map) const {
+  void run(bool sums, const Reduce& reduce, const Finish& finish, const Map& map) const {
     if (slices_ == 1) {
       parallel_for(blocks_, threads_, [&](int64_t begin, int64_t end, int) {
         for (int64_t block = begin; block < end; ++block) {
-          reduce(block, 0);
-          for (int64_t channel = channel_begin(block); channel < channel_begin(block + 1); ++channel) finish(channel);
+          if (sums) reduce(block, 0);
+          finish(channel_begin(block), channel_begin(block + 1));
           map(block, 0);
         }
+        if (stream_) end_of_stream();
       });
       return;
     }
     const auto for_slices = [&](const auto& f) {
       parallel_for(blocks_ * slices_, threads_, [&](int64_t begin, int64_t end, int) {
         for (int64_t item = begin; item < end; ++item) f(item / slices_, item % slices_);
+        if (stream_) end_of_stream();
       });
     };
-    for_slices(reduce);
-    parallel_for(channels_, threads_for(channels_, threads_), [&](int64_t begin, int64_t end, int) {
-      for (int64_t channel = begin; channel < end; ++channel) finish(channel);
-    });
+    if (sums) for_slices(reduce);
+    parallel_for(channels_, threads_for(channels_ * slices_, threads_),
+                 [&](int64_t begin, int64_t end, int) { finish(begin, end); });
     for_slices(map);
   }
 
-  // Sums over one slice of a block: coefficients(channel, k) fills a channel's coefficients, emit(channel, totals)
-  // takes its totals.
-  template <class Sum, class T, class Coefficients, class Emit>
-  void reduce(int64_t block, int64_t slice, const T* const (&in)[Sum::kInputs], const Coefficients& coefficients,
-              const Emit& emit) const {
+  // A value near the mean of each channel of a block in one slice, from a few of its elements.
+  template <class T>
+  void sample(int64_t block, int64_t slice, const T* x, Scalar<T>* values) const {
+    const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
     if (by_planes_) {
-      Scalar<T> k[Sum::kCoefficients];
-      coefficients(block, k);
-      double totals[Sum::kSums] = {};
-      for_segments(block, slice, [&](int64_t offset, Segments segments) {
-        const T* at[Sum::kInputs];
-        for (int i = 0; i < Sum::kInputs; ++i) at[i] = in[i] + offset;
-        double part[Sum::kSums];
-        reduce_segments<Sum, T>(at, segments, k, part);
-        for (int i = 0; i < Sum::kSums; ++i) totals[i] += part[i];
-      });
-      return emit(block, totals);
+      const int64_t samples = std::min<int64_t>(end - begin, 2);
+      for (int64_t channel = channel_begin(block); channel < channel_begin(block + 1); ++channel) {
+        Doubles total{};
+        for (int64_t i = 0; i < samples; ++i) {
+          const int64_t unit = begin + (end - begin) * i / samples;
+          total += widen(load(x + planes(block, unit, unit + 1).run_begin(unit, channel)));
+        }
+        values[channel] = static_cast<Scalar<T>>(sum(total) / static_cast<double>(samples * kLanes));
+      }
+      return;
     }
-    ColumnTable<Scalar<T>> k[Sum::kCoefficients];
-    expand(block, k, coefficients);
-    ColumnTable<double> sums[Sum::kSums] = {};
-    reduce_columns<Sum, T>(in, columns(block, slice), k, sums);
-    for (int64_t channel = channel_begin(block); channel < channel_begin(block + 1); ++channel) {
-      double totals[Sum::kSums] = {};
-      for_columns_of(block, channel, [&](int64_t column) {
-        for (int i = 0; i < Sum::kSums; ++i) totals[i] += sums[i].at[column];
-      });
-      emit(channel, totals);
+    const int64_t whole = std::min(end, total_ / width_) - begin;  // rows that are not cut short
+    if (whole <= 0) return std::fill(values + channel_begin(block), values + channel_begin(block + 1), load_one(x));
+    const int64_t own = width_ / channels_, samples = std::min(whole, std::max<int64_t>(2, 8 / own));
+    ColumnTable<Scalar<T>> shift[1];
+    ColumnTable<double> sums[2];
+    clear(block, shift);
+    clear(block, sums);
+    for (int64_t i = 0; i < samples; ++i) {
+      const int64_t row = begin + whole * i / samples;
+      reduce_columns<WideMomentSums<T>, T>({x}, columns(block, row, row + 1), shift, sums);
+    }
+    collect(block, sums[0], [&](int64_t channel, double total) {
+      values[channel] = static_cast<Scalar<T>>(total / static_cast<double>(samples * own));
+    });
+  }
+
+  // Sums over one slice of a block. Coefficients and totals are arrays with an element for each channel of all.
+  template <class Sum, class T>
+  void reduce(int64_t block, int64_t slice, const T* const (&in)[Sum::kInputs],
+              const Scalar<T>* const (&coefficients)[Sum::kCoefficients], double* const (&totals)[Sum::kSums]) const {
+    const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1), first = channel_begin(block);
+    if (by_planes_) {
+      Doubles sums[kBlockChannels][Sum::kSums] = {};
+      reduce_planes<Sum, T>(in, planes(block, begin, end), coefficients, sums);
+      for (int64_t channel = first; channel < channel_begin(block + 1); ++channel)
+        for (int i = 0; i < Sum::kSums; ++i) totals[i][channel] = sum(sums[channel - first][i]);
+    } else {
+      ColumnTable<Scalar<T>> k[Sum::kCoefficients];
+      ColumnTable<double> sums[Sum::kSums];
+      expand(block, coefficients, k);
+      clear(block, sums);
+      reduce_columns<Sum, T>(in, columns(block, begin, end), k, sums);
+      for (int i = 0; i < Sum::kSums; ++i)
+        collect(block, sums[i], [&, to = totals[i]](int64_t channel, double total) { to[channel] = total; });
     }
   }
 
-  template <class Map, class T, class Coefficients>
+  template <class Map, class T>
   void map(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
-           const Coefficients& coefficients) const {
-    if (by_planes_) {
-      Scalar<T> k[Map::kCoefficients];
-      coefficients(block, k);
-      for_segments(block, slice, [&](int64_t offset, Segments segments) {
-        const T* at[Map::kInputs];
-        for (int i = 0; i < Map::kInputs; ++i) at[i] = in[i] + offset;
-        map_segments<Map, T>(at, out + offset, segments, k);
-      });
-      return;
-    }
-    ColumnTable<Scalar<T>> k[Map::kCoefficients];
-    expand(block, k, coefficients);
-    map_columns<Map, T>(in, out, columns(block, slice), k);
+           const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
+    stream_ ? map_slice<Map, true, T>(block, slice, in, out, coefficients)
+            : map_slice<Map, false, T>(block, slice, in, out, coefficients);
   }
 
  private:
-  int64_t channel_begin(int64_t block) const { return std::min(channels_, block * block_channels_); }
+  template <class Map, bool kStream, class T>
+  void map_slice(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
+                 const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
+    const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
+    if (by_planes_) {
+      for_chunks(begin, end, [&](int64_t b, int64_t e) {
+        map_planes<Map, kStream, T>(in, out, planes(block, b, e), coefficients);
+      });
+    } else {
+      ColumnTable<Scalar<T>> k[Map::kCoefficients];
+      expand(block, coefficients, k);
+      for_chunks(begin, end, [&](int64_t b, int64_t e) {
+        map_columns<Map, kStream, T>(in, out, columns(block, b, e), k);
+      });
+    }
+  }
+
+  // Calls f for pieces of the units [begin, end), last piece first: what has been summed last is still in cache.
+  template <class F>
+  void for_chunks(int64_t begin, int64_t end, const F& f) const {
+    const int64_t chunk = std::max<int64_t>(1, kCachedElements * units_ / total_);
+    for (int64_t at = end; at > begin; at = std::max(begin, at - chunk)) f(std::max(begin, at - chunk), at);
+  }
+
   int64_t unit_begin(int64_t slice) const { return units_ * slice / slices_; }
 
   // A unit is a plane, or one of the pieces of a long plane: this is where it begins, counted along one channel.
   int64_t plane_offset(int64_t unit) const { return unit / pieces_ * plane_ + plane_ * (unit % pieces_) / pieces_; }
 
+  PlaneBlock planes(int64_t block, int64_t unit, int64_t unit_end) const {
+    return {channels_, plane_, pieces_, unit, unit_end, channel_begin(block), channel_begin(block + 1)};
+  }
+
+  ColumnBlock columns(int64_t block, int64_t row, int64_t row_end) const {
+    const int64_t begin = channel_begin(block) * plane_;
+    const int64_t end = blocks_ == 1 ? width_ : channel_begin(block + 1) * plane_;
+    return {width_, total_, row, row_end, begin, end};
+  }
+
+  template <class Number, int kTables>
+  void clear(int64_t block, ColumnTable<Number> (&tables)[kTables]) const {
+    for (ColumnTable<Number>& table : tables) std::fill_n(table.at, columns(block, 0, 0).size() + kLanes, Number{0});
+  }
+
+  // How often a block's channels come side by side in its columns.
+  int64_t repeats() const { return blocks_ == 1 ? width_ / (channels_ * plane_) : 1; }
+
+  // From columns to channels: f(channel, the sum of its columns).
   template <class F>
-  void for_segments(int64_t channel, int64_t slice, const F& f) const {
-    const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1), stride = channels_ * plane_;
-    if (pieces_ == 1) return f(begin * stride + channel * plane_, Segments{end - begin, stride, plane_});
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t offset = plane_offset(unit), sample = unit / pieces_;
-      f(sample * stride + channel * plane_ + (offset - sample * plane_),
-        Segments{1, 0, plane_offset(unit + 1) - offset});
+  void collect(int64_t block, const ColumnTable<double>& sums, const F& f) const {
+    const int64_t begin = channel_begin(block), end = channel_begin(block + 1), count = repeats();
+    if (plane_ == 1 && count == 1) {
+      for (int64_t channel = begin; channel < end; ++channel) f(channel, sums.at[channel - begin]);
+      return;
+    }
+    for (int64_t channel = begin; channel < end; ++channel) {
+      double total = 0;
+      for (int64_t i = 0; i < count; ++i)
+        total += sum_of(sums.at + i * channels_ * plane_ + (channel - begin) * plane_, plane_);
+      f(channel, total);
     }
   }
 
-  ColumnBlock columns(int64_t block, int64_t slice) const {
-    const int64_t begin = channel_begin(block) * plane_;
-    const int64_t end = blocks_ == 1 ? width_ : channel_begin(block + 1) * plane_;
-    return {width_, total_, unit_begin(slice), unit_begin(slice + 1), begin, end};
-  }
-
-  // f(column) for each column of a channel, counted from the block's first.
-  template <class F>
-  void for_columns_of(int64_t block, int64_t channel, const F& f) const {
-    const int64_t first = (channel - channel_begin(block)) * plane_, width = channels_ * plane_;
-    const int64_t end = blocks_ == 1 ? width_ : first + 1;
-    for (int64_t run = first; run < end; run += width)
-      for (int64_t column = run; column < run + plane_; ++column) f(column);
-  }
-
-  template <class Number, int kTables, class Coefficients>
-  void expand(int64_t block, ColumnTable<Number> (&tables)[kTables], const Coefficients& coefficients) const {
-    for (int64_t channel = channel_begin(block); channel < channel_begin(block + 1); ++channel) {
-      Number k[kTables];
-      coefficients(channel, k);
-      for_columns_of(block, channel, [&](int64_t column) {
-        for (int i = 0; i < kTables; ++i) tables[i].at[column] = k[i];
-      });
+  // From channels to columns: tables of the coefficients of a block's columns, and of the first ones once more, see
+  // map_columns.
+  template <class Number, int kTables>
+  void expand(int64_t block, const Number* const (&coefficients)[kTables], ColumnTable<Number> (&tables)[kTables]) const {
+    const int64_t begin = channel_begin(block), end = channel_begin(block + 1), size = columns(block, 0, 0).size();
+    for (int i = 0; i < kTables; ++i) {
+      Number* column = tables[i].at;
+      if (plane_ == 1) {
+        column = std::copy(coefficients[i] + begin, coefficients[i] + end, column);
+      } else {
+        for (int64_t channel = begin; channel < end; ++channel)
+          column = std::fill_n(column, plane_, coefficients[i][channel]);
+      }
+      for (const Number* from = tables[i].at; column < tables[i].at + size + kLanes;) *column++ = *from++;
     }
   }
 
   int64_t channels_, total_;
   int64_t plane_;  // columns, or contiguous elements, that belong to one channel
-  bool by_planes_;
+  bool by_planes_, stream_;
   int threads_;
   int64_t units_;  // what slices are made of: rows of the matrix, planes or pieces of planes
   int64_t pieces_ = 1, width_ = 0;

@@ -1,18 +1,19 @@
 // columns.h -- passes down the columns of a matrix: each column has its own sums and coefficients.
 //
-// Rows are walked kShort at a time, so that the coefficients and totals of a column are fetched once for them all.
+// Rows are summed kRowsAtOnce at a time, so that the coefficients and totals of a column are fetched once for them all.
 #pragma once
 #include <type_traits>
 
-#include "segments.h"
+#include "passes.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
+constexpr int64_t kRowsAtOnce = 8;           // rows in a short sum of columns: see sums.h
 constexpr int64_t kBlockColumns = 1024;  // so many columns' coefficients and totals stay in the first-level cache
 
 template <class Number>
 struct alignas(64) ColumnTable {
-  Number at[kBlockColumns];
+  Number at[kBlockColumns + kLanes];
 };
 
 // A block of columns [column, column_end) of rows [row, row_end), in a row-major matrix of `width` columns and `total`
@@ -20,78 +21,80 @@ struct alignas(64) ColumnTable {
 struct ColumnBlock {
   int64_t width, total, row, row_end, column, column_end;
 
+  int64_t size() const { return column_end - column; }
   int64_t row_columns_end(int64_t r) const {
     const int64_t length = total - r * width;
     return column_end < length ? column_end : length;
   }
 };
 
-// Calls f(row, rows, column, count) for each vector of the block and as many `rows`, a constant 1 or kShort; `count` is
-// the number of columns in the vector, below kLanes at a row's end only.
-template <class F>
-void for_column_vectors(const ColumnBlock& block, const F& f) {
-  const auto rows = [&](int64_t row, auto count) {
-    const int64_t end = block.row_columns_end(row + count() - 1);
-    int64_t column = block.column;
-    for (; column + kLanes <= end; column += kLanes) f(row, count, column, int64_t{kLanes});
-    if (column < end) f(row, count, column, end - column);
-  };
-  using One = std::integral_constant<int, 1>;
-  using Short = std::integral_constant<int, kShort>;
-  int64_t row = block.row;
-  for (; row + kShort <= block.row_end && block.row_columns_end(row + kShort - 1) == block.column_end; row += kShort)
-    rows(row, Short{});
-  for (; row < block.row_end; ++row) rows(row, One{});
+// The sum of a few of a table's numbers.
+inline double sum_of(const double* p, int64_t count) {
+  if (count == 1) return *p;
+  Doubles total{};
+  for_vectors_once(0, count, [&](int64_t at, int64_t n) NORMEXT_INLINE { total += load(p + at, n); });
+  return sum(total);
 }
 
-template <class T, int kInputs>
-void load_columns(const T* const (&in)[kInputs], int64_t offset, Vector<T> (&x)[kInputs], int64_t count) {
-  if (count == kLanes)
-    load_inputs(in, offset, x);
-  else
-    load_inputs(in, offset, x, count);
-}
-
-// Adds a short sum (sums.h) of each column to totals; coefficients and totals are indexed from the block's first
-// column.
+// Adds Sum (sums.h) over each column to its totals; coefficients and totals are indexed from the block's first column.
 template <class Sum, class T>
 void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
                     const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],
                     ColumnTable<double> (&totals)[Sum::kSums]) {
-  for_column_vectors(block, [&](int64_t row, auto rows, int64_t column, int64_t count) {
-    Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
-    for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = load(coefficients[i].at + column - block.column);
-    Sum part;
-    for (int r = 0; r < rows(); ++r) {
-      load_columns(in, (row + r) * block.width + column, x, count);
-      part.add(x, k, count);
-    }
-    Doubles sums[Sum::kSums];
-    for (int i = 0; i < Sum::kSums; ++i) sums[i] = load(totals[i].at + column - block.column);
-    part.flush(sums);
-    for (int i = 0; i < Sum::kSums; ++i) store(totals[i].at + column - block.column, sums[i]);
-  });
+  const Inputs<T, Sum::kInputs> inputs{in};
+  const auto add_rows = [&](int64_t row, auto rows) {
+    for_vectors_once(block.column, block.row_columns_end(row + rows - 1), [&](int64_t column, int64_t count) NORMEXT_INLINE {
+      Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
+      for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = load(coefficients[i].at + column - block.column);
+      Sum part;
+      for (int64_t r = 0; r < rows; ++r) {
+        inputs((row + r) * block.width + column, count, x);
+        part.add(x, k, count);
+      }
+      Doubles sums[Sum::kSums];
+      for (int i = 0; i < Sum::kSums; ++i) sums[i] = load(totals[i].at + column - block.column);
+      part.flush(sums);
+      for (int i = 0; i < Sum::kSums; ++i) store(totals[i].at + column - block.column, sums[i]);
+    });
+  };
+  const bool cut_short = block.row_columns_end(block.row_end - 1) < block.column_end;
+  const int64_t whole_end = block.row_end - cut_short;
+  int64_t row = block.row;
+  for (; row + kRowsAtOnce <= whole_end; row += kRowsAtOnce)
+    add_rows(row, std::integral_constant<int64_t, kRowsAtOnce>{});
+  if (row < whole_end) add_rows(row, whole_end - row);
+  if (cut_short) add_rows(whole_end, std::integral_constant<int64_t, 1>{});
 }
 
 // out = Map::apply(in, coefficients), element by element, in the order of memory: fetching coefficients anew for every
-// row costs less than writing to kShort places at once.
-template <class Map, class T>
+// vector costs less than writing to several places at once. The coefficients' tables go on beyond the block's last
+// column with its first ones, so that a vector may span two rows: whole rows are streamed as one.
+template <class Map, bool kStream, class T>
 void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
                  const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients]) {
-  const auto step = [&](int64_t at, int64_t column, int64_t count) {
+  const auto apply = [&](int64_t at, int64_t column, int64_t count) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients], x[Map::kInputs];
-    for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column - block.column);
-    load_columns(in, at, x, count);
-    if (count == kLanes)
-      store(out + at, Map::apply(x, k));
-    else
-      store(out + at, Map::apply(x, k), count);
+    for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column);
+    Inputs<T, Map::kInputs>{in}(at, count, x);
+    return Map::apply(x, k);
   };
+  if (kStream && block.size() == block.width) {
+    const int64_t begin = block.row * block.width, end = std::min(block.total, block.row_end * block.width);
+    int64_t column = 0, next = begin;
+    map_vectors<kStream>(out, begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
+      if (at != next) column = (at - begin) % block.width;
+      const Vector<T> result = apply(at, column, count);
+      next = at + count;
+      column += count;
+      if (column >= block.width) column -= block.width;
+      return result;
+    });
+    return;
+  }
   for (int64_t row = block.row; row < block.row_end; ++row) {
-    const int64_t start = row * block.width, end = block.row_columns_end(row);
-    int64_t column = block.column;
-    for (; column + kLanes <= end; column += kLanes) step(start + column, column, kLanes);
-    if (column < end) step(start + column, column, end - column);
+    const int64_t begin = row * block.width + block.column, end = row * block.width + block.row_columns_end(row);
+    map_vectors<kStream>(out, begin, end,
+                         [&](int64_t at, int64_t count) NORMEXT_INLINE { return apply(at, at - begin, count); });
   }
 }
 

@@ -1,7 +1,7 @@
 // dtypes.h -- from the dtypes of an op to the types of a kernel.
 #pragma once
-#include "load_store.h"
 #include "ops/types.h"
+#include "passes.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
@@ -26,10 +26,17 @@ void with_types(DType dtype, DType param_dtype, const F& f) {
   }
 }
 
-// Element i of a per-channel array, or `otherwise` where there is no array.
+// Parameters in the type a kernel computes in, or `otherwise` where there is no array.
 template <class P>
-double element_or(const P* array, int64_t i, double otherwise) {
-  return array ? load_one(array + i) : otherwise;
+void load_array(const P* from, int64_t count, Scalar<P> otherwise, Scalar<P>* to) {
+  if (!from) return static_cast<void>(std::fill_n(to, count, otherwise));
+  for_vectors(0, count, [&](int64_t at, int64_t n) NORMEXT_INLINE { store(to + at, load(from + at, n), n); });
+}
+
+// Their gradients, rounded to their type; none if there is no array.
+template <class P>
+void store_array(const Scalar<P>* from, int64_t count, P* to) {
+  if (to) for_vectors(0, count, [&](int64_t at, int64_t n) NORMEXT_INLINE { store(to + at, load(from + at, n), n); });
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -5,100 +5,141 @@
 #include "ops/layer_norm.h"
 
 #include <algorithm>
+#include <tuple>
+#include <utility>
 
+#include "cache.h"
 #include "dtypes.h"
 #include "kernel.h"
 #include "parallel.h"
+#include "passes.h"
 #include "scratch.h"
-#include "segments.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kPiece = 8192;    // columns
+constexpr int64_t kPiece = 4096;    // columns
 constexpr int64_t kRowsAtOnce = 4;  // rows whose products are summed in float32 before they join grad_weight
-constexpr int64_t kCached =
-    262144;  // bytes of input that surely stay in a second-level cache, with as much grad_output
 
 inline int64_t pieces_of(int64_t columns) { return (columns + kPiece - 1) / kPiece; }
 inline int64_t piece_length(int64_t columns, int64_t piece) { return std::min(kPiece, columns - piece * kPiece); }
 
-// Threads share rows if dealing out whole rows would leave some of them idle for long.
-inline bool share_rows(int64_t rows, int64_t columns, int threads) {
-  return columns >= 2 * kPiece && rows < 4 * threads && rows % threads != 0;
-}
-
 template <class P, class V>
 V load_or(const P* p, int64_t at, int64_t count, V otherwise) {
-  if (!p) return otherwise;
-  return count == kLanes ? load(p + at) : load(p + at, count);
+  return p ? load(p + at, count) : otherwise;
 }
 
 // ------------------------------------------------------------------------------------------------ forward
+// Sums of d and d^2, d = x - shift.
+template <class Sum, class T>
+std::pair<double, double> sums_about(Scalar<T> shift, const T* x, int64_t count) {
+  const T* const in[1] = {x};
+  const Vector<T> k[1] = {broadcast(shift)};
+  Doubles sums[2] = {};
+  add_sums<Sum>(0, count, Inputs<T, 1>{in}, k, sums);
+  return {sum(sums[0]), sum(sums[1])};
+}
+
+// Of `count` elements, at least one.
 template <class T>
-Moments piece_moments(const T* x, int64_t columns, int64_t piece) {
-  return moments_of(x + piece * kPiece, {1, 0, piece_length(columns, piece)});
-}
-
-// Columns [begin, end) of y = (x - mean) * rstd * weight + bias. The mean is split into high + low: float32 cannot
-// hold it all where it is far from zero, and the difference must be exact.
-template <class T, class P>
-void normalize(const T* x, const P* weight, const P* bias, T* y, int64_t begin, int64_t end, double mean, double rstd) {
-  const auto high = static_cast<Scalar<T>>(mean);
-  const Vector<T> center = broadcast(high), scale = broadcast(static_cast<Scalar<T>>(rstd));
-  const Vector<T> shift = broadcast(static_cast<Scalar<T>>((high - mean) * rstd));
-  const Vector<T> one = broadcast(Scalar<T>{1}), zero = broadcast(Scalar<T>{0});
-  const auto apply = [&](Vector<T> v, int64_t at, int64_t count) {
-    return fma(fma(v - center, scale, shift), load_or(weight, at, count, one), load_or(bias, at, count, zero));
-  };
-  int64_t at = begin;
-  for (; at + kLanes <= end; at += kLanes) store(y + at, apply(load(x + at), at, kLanes));
-  if (at < end) store(y + at, apply(load(x + at, end - at), at, end - at), end - at);
+Moments moments_of(const T* x, int64_t count, double eps) {
+  if (!kTwoPasses<T> && count >= kFew) {
+    const auto shift = static_cast<Scalar<T>>(sum(widen(load(x))) / kLanes);
+    const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
+    if (sound(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
+  }
+  Scalar<T> shift = load_one(x);
+  auto [first, second] = sums_about<WideMomentSums<T>>(shift, x, count);
+  if (kTwoPasses<T>) {
+    shift += first / count;
+    std::tie(first, second) = sums_about<WideMomentSums<T>>(shift, x, count);
+  }
+  return moments_from_sums(count, shift, first, second);
 }
 
 template <class T, class P>
-void forward(const LayerNormForward& op, int threads) {
+struct Forward {
   using S = Scalar<T>;
-  const T* input = static_cast<const T*>(op.input);
-  T* output = static_cast<T*>(op.output);
-  const P *weight = static_cast<const P*>(op.weight), *bias = static_cast<const P*>(op.bias);
-  S *mean = static_cast<S*>(op.mean), *rstd = static_cast<S*>(op.rstd);
-  const int64_t columns = op.columns, pieces = pieces_of(columns);
-  threads = threads_for(op.rows * columns, threads);
+  using V = Vector<T>;
 
-  // Writes a row's statistics, and columns [begin, end) of its output.
-  const auto finish = [&](int64_t row, const Moments& moments, int64_t begin, int64_t end) {
-    const double r = reciprocal_std(moments.variance(), op.eps);
+  const T* input;
+  const P *weight, *bias;
+  T* output;
+  S *mean, *rstd;
+  int64_t rows, columns;
+  double eps;
+
+  explicit Forward(const LayerNormForward& op)
+      : input(static_cast<const T*>(op.input)),
+        weight(static_cast<const P*>(op.weight)),
+        bias(static_cast<const P*>(op.bias)),
+        output(static_cast<T*>(op.output)),
+        mean(static_cast<S*>(op.mean)),
+        rstd(static_cast<S*>(op.rstd)),
+        rows(op.rows),
+        columns(op.columns),
+        eps(op.eps) {}
+
+  Moments piece_moments(int64_t row, int64_t piece) const {
+    return moments_of(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
+  }
+
+  // Writes a row's statistics, and columns [begin, end) of its output, (x - mean) * rstd * weight + bias. The mean is
+  // split into high + low: float32 cannot hold it all where it is far from zero, and the difference must be exact.
+  template <bool kStream>
+  void finish(int64_t row, const Moments& moments, int64_t begin, int64_t end) const {
+    const double r = reciprocal_std(moments.variance(), eps);
+    const auto high = static_cast<S>(moments.mean);
     if (begin == 0) {
-      mean[row] = static_cast<S>(moments.mean);
+      mean[row] = high;
       rstd[row] = static_cast<S>(r);
     }
-    normalize(input + row * columns, weight, bias, output + row * columns, begin, end, moments.mean, r);
-  };
+    const V center = broadcast(high), scale = broadcast(static_cast<S>(r));
+    const V shift = broadcast(static_cast<S>((high - moments.mean) * r));
+    const V one = broadcast(S{1}), zero = broadcast(S{0});
+    const T* x = input + row * columns;
+    map_vectors<kStream>(output + row * columns, begin, end, [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
+      const V xhat = fma(load(x + at, count) - center, scale, shift);
+      return fma(xhat, load_or(w, at, count, one), load_or(b, at, count, zero));
+    });
+  }
 
-  if (!share_rows(op.rows, columns, threads)) {
-    parallel_for(op.rows, threads, [&](int64_t begin, int64_t end, int) {
+  template <bool kStream>
+  void by_rows(int threads) const {
+    const int64_t pieces = pieces_of(columns);
+    parallel_for(rows, threads, [&](int64_t begin, int64_t end, int) {
       for (int64_t row = begin; row < end; ++row) {
+        Moments moments = piece_moments(row, 0);
+        for (int64_t piece = 1; piece < pieces; ++piece) moments += piece_moments(row, piece);
+        finish<kStream>(row, moments, 0, columns);
+      }
+      if constexpr (kStream) end_of_stream();
+    });
+  }
+
+  // Threads share each row by columns.
+  void by_columns(int threads) const {
+    const int64_t pieces = pieces_of(columns);
+    Scratch<Moments> partials(rows * pieces);
+    parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t piece = begin; piece < end; ++piece) partials[row * pieces + piece] = piece_moments(row, piece);
+    });
+    parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = 0; row < rows; ++row) {
         Moments moments;
-        for (int64_t piece = 0; piece < pieces; ++piece)
-          moments += piece_moments(input + row * columns, columns, piece);
-        finish(row, moments, 0, columns);
+        for (int64_t piece = 0; piece < pieces; ++piece) moments += partials[row * pieces + piece];
+        finish<false>(row, moments, begin * kPiece, std::min(columns, end * kPiece));
       }
     });
-    return;
   }
-  Scratch<Moments> partials(op.rows * pieces);
-  parallel_for(op.rows * pieces, threads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i)
-      partials[i] = piece_moments(input + i / pieces * columns, columns, i % pieces);
-  });
-  parallel_for(columns, threads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = 0; row < op.rows; ++row) {
-      Moments moments;
-      for (int64_t piece = 0; piece < pieces; ++piece) moments += partials[row * pieces + piece];
-      finish(row, moments, begin, end);
-    }
-  });
-}
+
+  void run(int threads) const {
+    // Threads share rows if dealing out whole rows would leave some of them idle for long.
+    if (columns >= 4 * kPiece && rows < 4 * threads && rows % threads != 0) return by_columns(threads);
+    should_stream(2 * rows * columns * static_cast<int64_t>(sizeof(T))) ? by_rows<true>(threads)
+                                                                        : by_rows<false>(threads);
+  }
+};
 
 // ------------------------------------------------------------------------------------------------ backward
 template <class T, class P>
@@ -130,100 +171,86 @@ struct Backward {
     const T *dy = grad_output + row * columns, *x = input + row * columns;
     const V k[2] = {broadcast(mean[row]), broadcast(rstd[row])}, one = broadcast(S{1});
     Doubles sums[3] = {};
-    int64_t at = piece * kPiece;
-    const int64_t end = at + piece_length(columns, piece);
-    while (at < end) {
-      GradientSums<T> part;
-      const int64_t stop = std::min(end, at + kShort * kLanes);
-      for (; at + kLanes <= stop; at += kLanes) {
-        const V in[2] = {load(dy + at) * load_or(weight, at, kLanes, one), load(x + at)};
-        part.add(in, k);
-      }
-      if (at < stop) {
-        const int64_t count = stop - at;
-        const V in[2] = {load(dy + at, count) * load_or(weight, at, count, one), load(x + at, count)};
-        part.add(in, k, count);
-        at = stop;
-      }
-      part.flush(sums);
-    }
+    const auto inputs = [&, w = weight](int64_t at, int64_t count, V(&in)[2]) {
+      in[0] = load(dy + at, count) * load_or(w, at, count, one);
+      in[1] = load(x + at, count);
+    };
+    const int64_t begin = piece * kPiece;
+    add_sums<GradientSums<T>>(begin, begin + piece_length(columns, piece), inputs, k, sums);
     return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
   }
 
-  // What a row's elementwise pass needs: xhat = (x - mean) * rstd + offset, dx = (g - level + xhat * slope) * rstd.
+  // What a row's elementwise pass needs: xhat = (x - mean) * rstd + offset, dx = (g + level + xhat * slope) * rstd.
   struct Row {
-    V mean, rstd, offset, slope, level;
+    S mean, rstd, offset, slope, level;
   };
   Row row_coefficients(int64_t row, const Gradients& sums) const {
     const double n = static_cast<double>(columns);
-    return {broadcast(mean[row]), broadcast(rstd[row]), broadcast(static_cast<S>(-sums.offset(n))),
-            broadcast(static_cast<S>(-sums.corrected(n) / n)), broadcast(static_cast<S>(sums.g / n))};
+    return {mean[row], rstd[row], static_cast<S>(-sums.offset(n)), static_cast<S>(-sums.corrected(n) / n),
+            static_cast<S>(-sums.g / n)};
   }
 
-  // Columns [begin, end) of kRows rows from `first`: writes grad_input and adds to the weight's and bias's totals,
-  // which are indexed from column `origin`.
-  template <int kRows>
-  void gradients(int64_t first, const Row* row, int64_t begin, int64_t end, double* weight_totals, double* bias_totals,
-                 int64_t origin) const {
+  // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals.
+  template <bool kStream>
+  void gradients(int64_t first, int64_t count_rows, const Row* row, int64_t begin, int64_t end, double* weight_totals,
+                 double* bias_totals) const {
     const V one = broadcast(S{1});
-    const auto step = [&](int64_t at, int64_t count) {
-      const bool whole = count == kLanes;
+    const auto step = [&](int64_t at, int64_t count) NORMEXT_INLINE {
       const V w = load_or(weight, at, count, one);
       V dy_xhat{}, dy_sum{};
-      for (int r = 0; r < kRows; ++r) {
+      for (int64_t r = 0; r < count_rows; ++r) {
         const int64_t i = (first + r) * columns + at;
-        const V dy = whole ? load(grad_output + i) : load(grad_output + i, count);
-        const V x = whole ? load(input + i) : load(input + i, count);
-        const V xhat = fma(x - row[r].mean, row[r].rstd, row[r].offset);
+        const V dy = load(grad_output + i, count), x = load(input + i, count);
+        const V xhat = fma(x - broadcast(row[r].mean), broadcast(row[r].rstd), broadcast(row[r].offset));
         dy_xhat = fma(dy, xhat, dy_xhat);
         dy_sum = dy_sum + dy;
         if (!grad_input) continue;
-        const V dx = fma(xhat, row[r].slope, dy * w - row[r].level) * row[r].rstd;
-        if (whole)
-          store(grad_input + i, dx);
+        const V dx = fma(xhat, broadcast(row[r].slope), fma(dy, w, broadcast(row[r].level))) * broadcast(row[r].rstd);
+        if (kStream && count == kLanes && reinterpret_cast<uintptr_t>(grad_input + i) % (kLanes * sizeof(T)) == 0)
+          stream(grad_input + i, dx);
         else
           store(grad_input + i, dx, count);
       }
       // Totals have room for whole vectors; lanes beyond `count` are never read.
-      const int64_t t = at - origin;
-      if (weight_totals) store(weight_totals + t, load(weight_totals + t) + widen(dy_xhat));
-      if (bias_totals) store(bias_totals + t, load(bias_totals + t) + widen(dy_sum));
+      if (weight_totals) store(weight_totals + at, load(weight_totals + at) + widen(dy_xhat));
+      if (bias_totals) store(bias_totals + at, load(bias_totals + at) + widen(dy_sum));
     };
-    int64_t at = begin;
-    for (; at + kLanes <= end; at += kLanes) step(at, kLanes);
-    if (at < end) step(at, end - at);
+    for_vectors_once(begin, end, step);
   }
 
-  void store_totals(P* gradient, const double* totals, int64_t begin, int64_t end, int64_t origin) const {
-    if (!gradient) return;
-    for (int64_t at = begin; at < end; ++at) store_one(gradient + at, totals[at - origin]);
+  void store_totals(P* gradient, const double* totals, int64_t begin, int64_t end) const {
+    if (gradient)
+      for (int64_t at = begin; at < end; ++at) store_one(gradient + at, totals[at]);
+  }
+
+  // Rows at a time, of which both gradients' and inputs' stay within `bytes` from the sums to the elementwise pass.
+  int64_t group_within(int64_t bytes) const {
+    return std::clamp<int64_t>(bytes / (2 * columns * static_cast<int64_t>(sizeof(T))), 1, kRowsAtOnce);
   }
 
   // Threads take whole rows, and each has totals of its own for the weight and the bias.
+  template <bool kStream>
   void by_rows(int threads) const {
     const int64_t pieces = pieces_of(columns), stride = (columns + kLanes - 1) / kLanes * kLanes;
-    const int64_t block = columns * static_cast<int64_t>(sizeof(T)) * kRowsAtOnce <= kCached ? kRowsAtOnce : 1;
+    const int64_t group = group_within(2 * kCached);
     const int parts = static_cast<int>(std::min<int64_t>(threads, rows));
     Scratch<double> totals(parts * stride * 2);
-    const auto totals_of = [&](P* gradient, int part, int which) -> double* {
-      return gradient ? totals + (2 * part + which) * stride : nullptr;
-    };
     parallel_for(rows, parts, [&](int64_t begin, int64_t end, int part) {
-      double *weight_totals = totals_of(grad_weight, part, 0), *bias_totals = totals_of(grad_bias, part, 1);
+      double* weight_totals = grad_weight ? totals + 2 * part * stride : nullptr;
+      double* bias_totals = grad_bias ? totals + (2 * part + 1) * stride : nullptr;
       if (weight_totals) std::fill_n(weight_totals, stride, 0.0);
       if (bias_totals) std::fill_n(bias_totals, stride, 0.0);
-      const auto take = [&]<int kRows>(int64_t first) {
-        Row row[kRows];
-        for (int r = 0; r < kRows; ++r) {
-          Gradients sums;
-          for (int64_t piece = 0; piece < pieces; ++piece) sums += piece_sums(first + r, piece);
+      for (int64_t first = begin; first < end; first += group) {
+        const int64_t count = std::min(group, end - first);
+        Row row[kRowsAtOnce];
+        for (int64_t r = 0; r < count; ++r) {
+          Gradients sums = piece_sums(first + r, 0);
+          for (int64_t piece = 1; piece < pieces; ++piece) sums += piece_sums(first + r, piece);
           row[r] = row_coefficients(first + r, sums);
         }
-        gradients<kRows>(first, row, 0, columns, weight_totals, bias_totals, 0);
-      };
-      int64_t row = begin;
-      for (; row + block <= end && block > 1; row += block) take.template operator()<kRowsAtOnce>(row);
-      for (; row < end; ++row) take.template operator()<1>(row);
+        gradients<kStream>(first, count, row, 0, columns, weight_totals, bias_totals);
+      }
+      if constexpr (kStream) end_of_stream();
     });
     if (!grad_weight && !grad_bias) return;
     parallel_for(columns, threads_for(columns * parts, threads), [&](int64_t begin, int64_t end, int) {
@@ -232,50 +259,67 @@ struct Backward {
           if (which == 0 ? grad_weight : grad_bias)
             for (int64_t at = begin; at < end; ++at)
               totals[which * stride + at] += totals[(2 * part + which) * stride + at];
-      store_totals(grad_weight, totals, begin, end, 0);
-      store_totals(grad_bias, totals + stride, begin, end, 0);
+      store_totals(grad_weight, totals, begin, end);
+      store_totals(grad_bias, totals + stride, begin, end);
     });
   }
 
-  // Threads share every row by columns: each owns the weight's and bias's gradients of its columns.
+  // Threads share each row by columns, and each owns the totals of its columns.
+  template <bool kStream>
   void by_columns(int threads) const {
-    const int64_t pieces = pieces_of(columns);
-    Scratch<Gradients> partials(rows * pieces);
-    parallel_for(rows * pieces, threads, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) partials[i] = piece_sums(i / pieces, i % pieces);
-    });
-    parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
-      Scratch<double> totals(2 * kPiece);
-      for (int64_t piece = begin; piece < end; ++piece) {
-        const int64_t origin = piece * kPiece, stop = origin + piece_length(columns, piece);
-        std::fill_n(static_cast<double*>(totals), 2 * kPiece, 0.0);
-        for (int64_t row = 0; row < rows; ++row) {
+    const int64_t pieces = pieces_of(columns), group = group_within(last_level_cache() / 2);
+    Scratch<Gradients> partials(group * pieces);
+    const int64_t stride = (columns + kLanes - 1) / kLanes * kLanes;
+    Scratch<double> totals(2 * stride);
+    double *weight_totals = grad_weight ? totals + 0 : nullptr, *bias_totals = grad_bias ? totals + stride : nullptr;
+    for (int64_t first = 0; first < rows; first += group) {
+      const int64_t count = std::min(group, rows - first);
+      parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t piece = begin; piece < end; ++piece)
+            partials[r * pieces + piece] = piece_sums(first + r, piece);
+      });
+      parallel_for(pieces, threads, [&](int64_t begin_piece, int64_t end_piece, int) {
+        const int64_t begin = begin_piece * kPiece, end = std::min(columns, end_piece * kPiece);
+        if (first == 0 && weight_totals) std::fill(weight_totals + begin, weight_totals + end, 0.0);
+        if (first == 0 && bias_totals) std::fill(bias_totals + begin, bias_totals + end, 0.0);
+        Row row[kRowsAtOnce];
+        for (int64_t r = 0; r < count; ++r) {
           Gradients sums;
-          for (int64_t i = 0; i < pieces; ++i) sums += partials[row * pieces + i];
-          const Row coefficients = row_coefficients(row, sums);
-          gradients<1>(row, &coefficients, origin, stop, totals, totals + kPiece, origin);
+          for (int64_t i = 0; i < pieces; ++i) sums += partials[r * pieces + i];
+          row[r] = row_coefficients(first + r, sums);
         }
-        store_totals(grad_weight, totals, origin, stop, origin);
-        store_totals(grad_bias, totals + kPiece, origin, stop, origin);
-      }
-    });
+        gradients<kStream>(first, count, row, begin, end, weight_totals, bias_totals);
+        if constexpr (kStream) end_of_stream();
+        if (first + count < rows) return;
+        store_totals(grad_weight, weight_totals, begin, end);
+        store_totals(grad_bias, bias_totals, begin, end);
+      });
+    }
+  }
+
+  template <bool kStream>
+  void run(int threads) const {
+    const bool few_rows = columns >= 4 * kPiece && rows < 4 * threads && rows % threads != 0;
+    const bool large_totals = columns * 2 * static_cast<int64_t>(sizeof(double)) > kCached;
+    few_rows || large_totals ? by_columns<kStream>(threads) : by_rows<kStream>(threads);
   }
 };
 
 template <>
 void run(const LayerNormForward& op, int threads) {
-  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { forward<T, P>(op, threads); });
+  threads = threads_for(op.rows * op.columns, threads);
+  with_types(op.dtype, op.param_dtype,
+             [&]<class T, class P>(Type<T>, Type<P>) { Forward<T, P>(op).run(threads); });
 }
 
 template <>
 void run(const LayerNormBackward& op, int threads) {
   threads = threads_for(op.rows * op.columns, threads);
   with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) {
+    const bool streams = should_stream(3 * op.rows * op.columns * static_cast<int64_t>(sizeof(T)));
     const Backward<T, P> backward(op);
-    if (share_rows(op.rows, op.columns, threads))
-      backward.by_columns(threads);
-    else
-      backward.by_rows(threads);
+    streams ? backward.template run<true>(threads) : backward.template run<false>(threads);
   });
 }
 

@@ -1,7 +1,8 @@
 // load_store.h -- between memory and vectors, for every dtype: half types convert in registers.
 //
 // load and store move kLanes elements at any alignment; the forms with a count touch only the first `count`, and a
-// partial load leaves zeros in the other lanes.
+// partial load leaves zeros in the other lanes. stream stores past the caches, where it can, at addresses aligned to
+// what it stores.
 #pragma once
 #include "simd.h"
 
@@ -17,12 +18,32 @@ struct Float16 {
 typedef uint16_t Shorts __attribute__((vector_size(kVectorBytes / 2)));
 
 // ------------------------------------------------------------------------------------------------ conversions
-inline Floats widen_bfloat16(Shorts x) { return (Floats)(__builtin_convertvector(x, Words) << 16); }
+// Zero-extended, and the low halves; in intrinsics where g++ takes several instructions for what is one.
+inline Words widen_bits(Shorts x) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, Words);
+#endif
+}
+inline Shorts narrow_bits(Words x) {  // x < 2^16
+#if defined(__AVX512F__)
+  return (Shorts)_mm512_cvtepi32_epi16((__m512i)x);
+#elif defined(__AVX2__)
+  return (Shorts)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+#else
+  return __builtin_convertvector(x, Shorts);
+#endif
+}
+
+inline Floats widen_bfloat16(Shorts x) { return (Floats)(widen_bits(x) << 16); }
 
 inline Shorts narrow_bfloat16(Floats x) {
   const Words bits = (Words)x;
   const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  return __builtin_convertvector(x == x ? rounded : Words{} + 0x7fc0, Shorts);
+  return narrow_bits(x == x ? rounded : Words{} + 0x7fc0);
 }
 
 inline Floats widen_float16(Shorts x) {
@@ -31,7 +52,7 @@ inline Floats widen_float16(Shorts x) {
 #elif defined(__F16C__)
   return _mm256_cvtph_ps((__m128i)x);
 #else
-  const Words half = __builtin_convertvector(x, Words);
+  const Words half = widen_bits(x);
   // The exponent and mantissa move into place; a product mends the exponent's bias, of subnormals too.
   const Floats magnitude = (Floats)((half & 0x7fff) << 13) * 0x1p112f;
   const Words special = (Words)((half & 0x7c00) == 0x7c00) & 0x7f800000;  // infinity and NaN
@@ -52,7 +73,7 @@ inline Shorts narrow_float16(Floats x) {
   Words half = magnitude < 0x38800000 ? subnormal : normal;
   half = magnitude >= 0x47800000 ? Words{} + 0x7c00 : half;
   half = x == x ? half : Words{} + 0x7e00;
-  return __builtin_convertvector(half | ((bits >> 16) & 0x8000), Shorts);
+  return narrow_bits(half | ((bits >> 16) & 0x8000));
 #endif
 }
 
@@ -79,55 +100,99 @@ inline void store(double* p, Doubles x) { store_raw(p, x); }
 inline void store(BFloat16* p, Floats x) { store_raw(p, narrow_bfloat16(x)); }
 inline void store(Float16* p, Floats x) { store_raw(p, narrow_float16(x)); }
 
+template <class T, class V>
+void stream_raw(T* p, V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof v == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof v == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof v == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+  if constexpr (sizeof v == 8) return _mm_stream_si64(reinterpret_cast<long long*>(p), (long long)v);
+#endif
+  store_raw(p, v);
+}
+
+inline void stream(float* p, Floats x) { stream_raw(p, x); }
+inline void stream(double* p, Doubles x) {
+  stream_raw(p, x.low);
+  stream_raw(p + kLanes / 2, x.high);
+}
+inline void stream(BFloat16* p, Floats x) { stream_raw(p, narrow_bfloat16(x)); }
+inline void stream(Float16* p, Floats x) { stream_raw(p, narrow_float16(x)); }
+
+// Makes what was streamed visible to other threads, as stores are by themselves.
+inline void end_of_stream() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // ------------------------------------------------------------------------------------------------ parts of vectors
+// By halves, quarters and so on of a vector: a few moves of fixed sizes.
+template <class T>
+void copy_lanes(const T* from, T* to, int64_t count) {
+#pragma GCC unroll 4
+  for (int64_t part = kLanes / 2; part > 0; part /= 2) {
+    if (!(count & part)) continue;
+    memcpy(to, from, part * sizeof(T));
+    from += part;
+    to += part;
+  }
+}
+
 #if defined(__AVX512F__)
 inline uint32_t lane_mask(int64_t count) { return (1u << count) - 1; }
 
-inline Floats load(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(lane_mask(count), p); }
-inline Doubles load(const double* p, int64_t count) {
+inline Floats load_part(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(lane_mask(count), p); }
+inline Doubles load_part(const double* p, int64_t count) {
   const uint32_t mask = lane_mask(count);
   return {_mm512_maskz_loadu_pd(mask & 0xff, p), _mm512_maskz_loadu_pd(mask >> 8, p + 8)};
 }
-inline Floats load(const BFloat16* p, int64_t count) {
+inline Floats load_part(const BFloat16* p, int64_t count) {
   return widen_bfloat16((Shorts)_mm256_maskz_loadu_epi16(lane_mask(count), p));
 }
-inline Floats load(const Float16* p, int64_t count) {
+inline Floats load_part(const Float16* p, int64_t count) {
   return widen_float16((Shorts)_mm256_maskz_loadu_epi16(lane_mask(count), p));
 }
 
-inline void store(float* p, Floats x, int64_t count) { _mm512_mask_storeu_ps(p, lane_mask(count), x); }
-inline void store(double* p, Doubles x, int64_t count) {
+inline void store_part(float* p, Floats x, int64_t count) { _mm512_mask_storeu_ps(p, lane_mask(count), x); }
+inline void store_part(double* p, Doubles x, int64_t count) {
   const uint32_t mask = lane_mask(count);
   _mm512_mask_storeu_pd(p, mask & 0xff, x.low);
   _mm512_mask_storeu_pd(p + 8, mask >> 8, x.high);
 }
-inline void store(BFloat16* p, Floats x, int64_t count) {
-  _mm256_mask_storeu_epi16(p, lane_mask(count), (__m256i)narrow_bfloat16(x));
-}
-inline void store(Float16* p, Floats x, int64_t count) {
-  _mm256_mask_storeu_epi16(p, lane_mask(count), (__m256i)narrow_float16(x));
-}
 #else
 template <class T>
-Vector<T> load(const T* p, int64_t count) {
+Vector<T> load_part(const T* p, int64_t count) {
   T lanes[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
+  copy_lanes(p, lanes, count);
   return load(lanes);
+}
+#endif
+template <class T>  // for half types with AVX-512 too: AMD's cores take long for 16-bit stores under a mask
+void store_part(T* p, Vector<T> x, int64_t count) {
+  T lanes[kLanes];
+  store(lanes, x);
+  copy_lanes(lanes, p, count);
 }
 
 template <class T>
-void store(T* p, Vector<T> x, int64_t count) {
-  T lanes[kLanes];
-  store(lanes, x);
-  for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
+NORMEXT_INLINE inline Vector<T> load(const T* p, int64_t count) {
+  return count == kLanes ? load(p) : load_part(p, count);
 }
-#endif
+template <class T>
+NORMEXT_INLINE inline void store(T* p, Vector<T> x, int64_t count) {
+  count == kLanes ? store(p, x) : store_part(p, x, count);
+}
 
 // ------------------------------------------------------------------------------------------------ single elements
 template <class T>
 Scalar<T> load_one(const T* p) {
   if constexpr (sizeof(T) == 2) {
-    return load(p, 1)[0];
+    return load_part(p, 1)[0];
   } else {
     return *p;
   }
@@ -136,7 +201,7 @@ Scalar<T> load_one(const T* p) {
 template <class T>
 void store_one(T* p, double x) {
   if constexpr (sizeof(T) == 2) {
-    store(p, broadcast(static_cast<float>(x)), 1);
+    store_part(p, broadcast(static_cast<float>(x)), 1);
   } else {
     *p = static_cast<T>(x);
   }

@@ -1,7 +1,8 @@
 // sums.h -- what the norms sum over a row or a channel, and how exactly.
 //
-// A kernel adds up to kShort vectors to a short sum (MomentSums, GradientSums) and flushes it into float64 totals.
-// So no float32 sum is ever longer than kShort terms, and its rounding stays within the last bits of a result.
+// A kernel adds up to kShort vectors to a short sum (MomentSums, GradientSums) and flushes it into float64 totals. The
+// short sum is made of kChains sums that do not wait for each other, and so no float32 value goes through more than
+// kShort / kChains + 1 additions: its rounding stays within the last bits of a result.
 #pragma once
 #include <cmath>
 
@@ -9,17 +10,23 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int kShort = 8;  // vectors in a short sum
+constexpr int kChains = kVectorBytes == 64 ? 4 : 2;  // AVX2 has half the registers
+constexpr int kShort = 4 * kChains;                  // vectors in a short sum
+
+template <class Sum>
+Sum join(const Sum (&chains)[kChains]) {
+  Sum total = chains[0] + chains[1];
+  if constexpr (kChains == 4) total = total + (chains[2] + chains[3]);
+  return total;
+}
 
 // ------------------------------------------------------------------------------------------------ mean and variance
-// Count, mean and the sum of squared deviations of some elements; two such merge exactly (Chan, Golub and LeVeque,
+// Count, mean and the sum of squared deviations of some elements, or none; two such merge exactly, unless both are none (Chan, Golub and LeVeque,
 // "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
 struct Moments {
   double count = 0, mean = 0, m2 = 0;
 
   Moments& operator+=(const Moments& other) {
-    if (other.count == 0) return *this;
-    if (count == 0) return *this = other;
     const double total = count + other.count, delta = other.mean - mean;
     mean += delta * (other.count / total);
     m2 += other.m2 + delta * delta * (count * other.count / total);
@@ -31,12 +38,34 @@ struct Moments {
 
 inline double reciprocal_std(double variance, double eps) { return 1.0 / std::sqrt(variance + eps); }
 
-// Sums of d and d^2 for d = x - shift, in one pass and all in float64: there the difference of two float32 values is
-// exact and its square does not overflow. The shift is one of the n elements, so even if it is an outlier it adds its
-// share to the variance, and the relative error of second - first^2 / n stays below n * 2^-53.
+// Sums of d and d^2 for d = x - shift, in one pass. For float64 inputs the shift is the mean of a first pass: they have
+// no wider type to be summed in. For all others d is rounded to float32, which leaves the mean and the variance as
+// exact as float64 arithmetic rounded, if the shift lies within a few deviations of the mean: see sound().
 template <class T>
 struct MomentSums {
   static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;  // input; shift
+  Vector<T> first{}, second{};
+
+  void add(const Vector<T> (&in)[1], const Vector<T> (&shift)[1], int64_t count = kLanes) {
+    Vector<T> d = in[0] - shift[0];
+    if (count < kLanes) d = first_lanes(d, count);
+    first = first + d;
+    second = fma(d, d, second);
+  }
+  MomentSums operator+(const MomentSums& other) const { return {first + other.first, second + other.second}; }
+  void flush(Doubles (&sums)[2]) const {
+    sums[0] += widen(first);
+    sums[1] += widen(second);
+  }
+};
+
+// The same, all in float64, for what is far from any guess, or so large or small that its squares leave float32: the
+// difference of two float32 values is exact there and its square does not overflow. The shift is one of the n elements,
+// so even if it is an outlier it adds its share to the variance, and the relative error of second - first^2 / n stays
+// below n * 2^-53.
+template <class T>
+struct WideMomentSums {
+  static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;
   Doubles first{}, second{};
 
   void add(const Vector<T> (&in)[1], const Vector<T> (&shift)[1], int64_t count = kLanes) {
@@ -45,19 +74,31 @@ struct MomentSums {
     first += d;
     second = fma(d, d, second);
   }
+  WideMomentSums operator+(const WideMomentSums& other) const { return {first + other.first, second + other.second}; }
   void flush(Doubles (&sums)[2]) const {
     sums[0] += first;
     sums[1] += second;
   }
 };
 
-// float64 values have no wider type to be summed in: they are summed once more, about the mean of the first pass.
 template <class T>
 constexpr bool kTwoPasses = sizeof(T) == sizeof(double);
 
 inline Moments moments_from_sums(double count, double shift, double first, double second) {
   const double m2 = second - first * first / count;
   return {count, shift + first / count, m2 < 0 ? 0 : m2};  // NaN stays NaN
+}
+
+// Fewer elements are summed in float64 right away: errors of a few float32 sums do not average out.
+constexpr double kFew = 16;
+
+// Whether MomentSums in float32 were good: the shift lies within two deviations of the mean, or less for not so many
+// elements, so that little cancels, and squares were neither too large for float32 nor so small that they are missed
+// beside eps. Not so if there is a NaN.
+inline bool sound(double count, double first, double second, double eps) {
+  const double offset = first / count, variance = second / count - offset * offset;
+  const double allowed = count < 4 * kFew ? count / kFew : 4;
+  return (offset * offset <= allowed * variance) & (variance + eps > 0x1p-90) & (second < 0x1p120);
 }
 
 // ------------------------------------------------------------------------------------------------ gradients
@@ -75,6 +116,9 @@ struct GradientSums {
     g = g + in[0];
     g_xhat = fma(in[0], normalized, g_xhat);
     xhat = xhat + normalized;
+  }
+  GradientSums operator+(const GradientSums& other) const {
+    return {g + other.g, g_xhat + other.g_xhat, xhat + other.xhat};
   }
   void flush(Doubles (&sums)[3]) const {
     sums[0] += widen(g);

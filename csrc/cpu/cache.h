@@ -1,0 +1,16 @@
+// cache.h -- how much the processor's caches hold.
+#pragma once
+#include <cstdint>
+
+namespace normext::cpu {
+
+int64_t last_level_cache();  // bytes
+
+// Whether an op that reads and writes so many bytes should write past the caches. Its output would not be found there
+// anyway; and a store to a line that is not in the cache reads it first, which makes three transfers out of two.
+inline bool should_stream(int64_t bytes) { return bytes > last_level_cache(); }
+
+// Bytes that surely stay in one core's second-level cache between two passes.
+constexpr int64_t kCached = 262144;
+
+}  // namespace normext::cpu

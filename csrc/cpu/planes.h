@@ -1,0 +1,58 @@
+// planes.h -- passes over the planes of some channels, in the order of memory: sample after sample, in each the block's
+// channels one after another, each with its own sums and coefficients.
+#pragma once
+#include "passes.h"
+
+namespace normext::cpu::NORMEXT_ISA {
+
+constexpr int64_t kBlockChannels = 32;
+
+// The channels [channel, channel_end) of the units [unit, unit_end). A unit is a sample's plane, or one of the `pieces`
+// of a long plane. At most kBlockChannels channels.
+struct PlaneBlock {
+  int64_t channels, plane, pieces, unit, unit_end, channel, channel_end;
+
+  // Where a unit's elements of a channel begin.
+  int64_t run_begin(int64_t u, int64_t c) const {
+    return (u / pieces * channels + c) * plane + plane * (u % pieces) / pieces;
+  }
+
+  // Calls f(channel, begin, end) for each run of elements of a channel.
+  template <class F>
+  void for_runs(const F& f) const {
+    for (int64_t u = unit; u < unit_end; ++u) {
+      const int64_t piece = u % pieces, length = plane * (piece + 1) / pieces - plane * piece / pieces;
+      int64_t begin = run_begin(u, channel);
+      for (int64_t c = channel; c < channel_end; ++c, begin += plane) f(c, begin, begin + length);
+    }
+  }
+};
+
+// Adds Sum (sums.h) over each channel to its totals, which are indexed from the block's first channel.
+template <class Sum, class T>
+void reduce_planes(const T* const (&in)[Sum::kInputs], const PlaneBlock& block,
+                   const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
+                   Doubles (&totals)[kBlockChannels][Sum::kSums]) {
+  block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
+    Vector<T> k[Sum::kCoefficients];
+    for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
+    add_sums<Sum>(begin, end, Inputs<T, Sum::kInputs>{in}, k, totals[channel - block.channel]);
+  });
+}
+
+// out = Map::apply(in, coefficients), element by element.
+template <class Map, bool kStream, class T>
+void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
+                const Scalar<T>* const (&coefficients)[Map::kCoefficients]) {
+  block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
+    Vector<T> k[Map::kCoefficients];
+    for (int i = 0; i < Map::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
+    map_vectors<kStream>(out, begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
+      Vector<T> x[Map::kInputs];
+      Inputs<T, Map::kInputs>{in}(at, count, x);
+      return Map::apply(x, k);
+    });
+  });
+}
+
+}  // namespace normext::cpu::NORMEXT_ISA
