@@ -64,9 +64,9 @@ void forward(const BatchNormForward& op, int threads) {
   const Channels channels(op.shape, threads, 2 * bytes_of<T>(op.shape), kTwoPasses<T> ? kCachedElements : 0);
   const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
   const ChannelArrays<S, 1> shifts(partials);
-  const ChannelArrays<double, 2> sums(partials);   // of d and d^2, d = x - shift: see MomentSums
-  const ChannelArrays<S, 5> coefficients(all);     // of Normalize; then weight and bias
-  const ChannelArrays<double, 3> moments(all);     // mean, variance, rstd
+  const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
+  const ChannelArrays<S, 5> coefficients(all);    // of Normalize; then weight and bias
+  const ChannelArrays<double, 3> moments(all);    // mean, variance, rstd
 
   const auto reduce = [&](int64_t block, int64_t slice) {
     const int64_t begin = channels.channel_begin(block), end = channels.channel_begin(block + 1);

@@ -12,9 +12,12 @@ static int64_t read_last_level_cache() {
   return kilobytes > 0 && unit == 'K' ? kilobytes * 1024 : 32 << 20;
 }
 
-int64_t last_level_cache() {
-  static const int64_t bytes = read_last_level_cache();
+static int64_t& choice() {
+  static int64_t bytes = read_last_level_cache();
   return bytes;
 }
+
+int64_t last_level_cache() { return choice(); }
+void set_last_level_cache(int64_t bytes) { choice() = bytes; }
 
 }  // namespace normext::cpu

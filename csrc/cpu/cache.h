@@ -4,7 +4,8 @@
 
 namespace normext::cpu {
 
-int64_t last_level_cache();  // bytes
+int64_t last_level_cache();                // bytes
+void set_last_level_cache(int64_t bytes);  // meant for tests
 
 // Whether an op that reads and writes so many bytes should write past the caches. Its output would not be found there
 // anyway; and a store to a line that is not in the cache reads it first, which makes three transfers out of two.

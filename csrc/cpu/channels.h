@@ -15,12 +15,12 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kNarrow = 256;             // columns; narrower matrices get several rows side by side
-constexpr int64_t kPlanePiece = 16384;       // elements; longer planes can be cut between threads
+constexpr int64_t kNarrow = 256;        // columns; narrower matrices get several rows side by side
+constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut between threads
 constexpr int64_t kCachedElements = kCached / 8;
 
-// Elements; shorter planes are walked as columns. Those need tables of coefficients and totals, which few samples do not
-// pay for.
+// Elements; shorter planes are walked as columns. Those need tables of coefficients and totals, which few samples do
+// not pay for.
 inline int64_t shortest_plane(int64_t batch) { return (batch < 16 ? 2 : 4) * kLanes; }
 
 class Channels {
@@ -62,8 +62,8 @@ class Channels {
   }
   int64_t first_element(int64_t channel) const { return channel * plane_; }
 
-  // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, then map(block, slice) for
-  // all. A block that is not sliced goes through all three while its data is in cache.
+  // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, then
+  // map(block, slice) for all. A block that is not sliced goes through all three while its data is in cache.
   template <class Reduce, class Finish, class Map>
   void run(bool sums, const Reduce& reduce, const Finish& finish, const Map& map) const {
     if (slices_ == 1) {
@@ -161,9 +161,8 @@ class Channels {
     } else {
       ColumnTable<Scalar<T>> k[Map::kCoefficients];
       expand(block, coefficients, k);
-      for_chunks(begin, end, [&](int64_t b, int64_t e) {
-        map_columns<Map, kStream, T>(in, out, columns(block, b, e), k);
-      });
+      for_chunks(begin, end,
+                 [&](int64_t b, int64_t e) { map_columns<Map, kStream, T>(in, out, columns(block, b, e), k); });
     }
   }
 
@@ -216,7 +215,8 @@ class Channels {
   // From channels to columns: tables of the coefficients of a block's columns, and of the first ones once more, see
   // map_columns.
   template <class Number, int kTables>
-  void expand(int64_t block, const Number* const (&coefficients)[kTables], ColumnTable<Number> (&tables)[kTables]) const {
+  void expand(int64_t block, const Number* const (&coefficients)[kTables],
+              ColumnTable<Number> (&tables)[kTables]) const {
     const int64_t begin = channel_begin(block), end = channel_begin(block + 1), size = columns(block, 0, 0).size();
     for (int i = 0; i < kTables; ++i) {
       Number* column = tables[i].at;

@@ -8,7 +8,7 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kRowsAtOnce = 8;           // rows in a short sum of columns: see sums.h
+constexpr int64_t kRowsAtOnce = 8;       // rows in a short sum of columns: see sums.h
 constexpr int64_t kBlockColumns = 1024;  // so many columns' coefficients and totals stay in the first-level cache
 
 template <class Number>
@@ -43,19 +43,21 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
                     ColumnTable<double> (&totals)[Sum::kSums]) {
   const Inputs<T, Sum::kInputs> inputs{in};
   const auto add_rows = [&](int64_t row, auto rows) {
-    for_vectors_once(block.column, block.row_columns_end(row + rows - 1), [&](int64_t column, int64_t count) NORMEXT_INLINE {
-      Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
-      for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = load(coefficients[i].at + column - block.column);
-      Sum part;
-      for (int64_t r = 0; r < rows; ++r) {
-        inputs((row + r) * block.width + column, count, x);
-        part.add(x, k, count);
-      }
-      Doubles sums[Sum::kSums];
-      for (int i = 0; i < Sum::kSums; ++i) sums[i] = load(totals[i].at + column - block.column);
-      part.flush(sums);
-      for (int i = 0; i < Sum::kSums; ++i) store(totals[i].at + column - block.column, sums[i]);
-    });
+    for_vectors_once(block.column, block.row_columns_end(row + rows - 1),
+                     [&](int64_t column, int64_t count) NORMEXT_INLINE {
+                       Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
+                       for (int i = 0; i < Sum::kCoefficients; ++i)
+                         k[i] = load(coefficients[i].at + column - block.column);
+                       Sum part;
+                       for (int64_t r = 0; r < rows; ++r) {
+                         inputs((row + r) * block.width + column, count, x);
+                         part.add(x, k, count);
+                       }
+                       Doubles sums[Sum::kSums];
+                       for (int i = 0; i < Sum::kSums; ++i) sums[i] = load(totals[i].at + column - block.column);
+                       part.flush(sums);
+                       for (int i = 0; i < Sum::kSums; ++i) store(totals[i].at + column - block.column, sums[i]);
+                     });
   };
   const bool cut_short = block.row_columns_end(block.row_end - 1) < block.column_end;
   const int64_t whole_end = block.row_end - cut_short;
@@ -78,7 +80,7 @@ void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& 
     Inputs<T, Map::kInputs>{in}(at, count, x);
     return Map::apply(x, k);
   };
-  if (kStream && block.size() == block.width) {
+  if (kStream && block.size() == block.width && block.width >= kLanes) {
     const int64_t begin = block.row * block.width, end = std::min(block.total, block.row_end * block.width);
     int64_t column = 0, next = begin;
     map_vectors<kStream>(out, begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {

@@ -17,8 +17,9 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kPiece = 4096;    // columns
-constexpr int64_t kRowsAtOnce = 4;  // rows whose products are summed in float32 before they join grad_weight
+constexpr int64_t kPiece = 4096;        // columns
+constexpr int64_t kRowsAtOnce = 8;      // rows that go through each step together, if they are short
+constexpr int64_t kFirstLevel = 32768;  // bytes that surely stay in a first-level cache
 
 inline int64_t pieces_of(int64_t columns) { return (columns + kPiece - 1) / kPiece; }
 inline int64_t piece_length(int64_t columns, int64_t piece) { return std::min(kPiece, columns - piece * kPiece); }
@@ -39,14 +40,15 @@ std::pair<double, double> sums_about(Scalar<T> shift, const T* x, int64_t count)
   return {sum(sums[0]), sum(sums[1])};
 }
 
-// Of `count` elements, at least one.
+// A value near the mean: at least a vector of elements is there.
 template <class T>
-Moments moments_of(const T* x, int64_t count, double eps) {
-  if (!kTwoPasses<T> && count >= kFew) {
-    const auto shift = static_cast<Scalar<T>>(sum(widen(load(x))) / kLanes);
-    const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
-    if (sound(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
-  }
+Scalar<T> guess(const T* x) {
+  return static_cast<Scalar<T>>(sum(widen(load(x))) / kLanes);
+}
+
+// Of `count` elements, at least one, in float64.
+template <class T>
+Moments wide_moments_of(const T* x, int64_t count) {
   Scalar<T> shift = load_one(x);
   auto [first, second] = sums_about<WideMomentSums<T>>(shift, x, count);
   if (kTwoPasses<T>) {
@@ -54,6 +56,16 @@ Moments moments_of(const T* x, int64_t count, double eps) {
     std::tie(first, second) = sums_about<WideMomentSums<T>>(shift, x, count);
   }
   return moments_from_sums(count, shift, first, second);
+}
+
+template <class T>
+Moments moments_of(const T* x, int64_t count, double eps) {
+  if (!kTwoPasses<T> && count >= kFew) {
+    const auto shift = guess(x);
+    const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
+    if (sound(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
+  }
+  return wide_moments_of(x, count);
 }
 
 template <class T, class P>
@@ -83,34 +95,72 @@ struct Forward {
     return moments_of(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
   }
 
-  // Writes a row's statistics, and columns [begin, end) of its output, (x - mean) * rstd * weight + bias. The mean is
-  // split into high + low: float32 cannot hold it all where it is far from zero, and the difference must be exact.
+  // Columns [begin, end) of a row's output, (x - mean) * rstd * weight + bias. The mean is split into high + low:
+  // float32 cannot hold it all where it is far from zero, and the difference must be exact.
   template <bool kStream>
-  void finish(int64_t row, const Moments& moments, int64_t begin, int64_t end) const {
-    const double r = reciprocal_std(moments.variance(), eps);
-    const auto high = static_cast<S>(moments.mean);
-    if (begin == 0) {
-      mean[row] = high;
-      rstd[row] = static_cast<S>(r);
-    }
-    const V center = broadcast(high), scale = broadcast(static_cast<S>(r));
-    const V shift = broadcast(static_cast<S>((high - moments.mean) * r));
+  void normalize(int64_t row, double mean, double rstd, int64_t begin, int64_t end) const {
+    const auto high = static_cast<S>(mean);
+    const V center = broadcast(high), scale = broadcast(static_cast<S>(rstd));
+    const V shift = broadcast(static_cast<S>((high - mean) * rstd));
     const V one = broadcast(S{1}), zero = broadcast(S{0});
     const T* x = input + row * columns;
-    map_vectors<kStream>(output + row * columns, begin, end, [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
-      const V xhat = fma(load(x + at, count) - center, scale, shift);
-      return fma(xhat, load_or(w, at, count, one), load_or(b, at, count, zero));
-    });
+    map_vectors<kStream>(output + row * columns, begin, end,
+                         [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
+                           const V xhat = fma(load(x + at, count) - center, scale, shift);
+                           return fma(xhat, load_or(w, at, count, one), load_or(b, at, count, zero));
+                         });
+  }
+
+  // Means and variances of `count` rows of one piece. The steps that wait for each other are taken for all rows at
+  // once.
+  void statistics(int64_t first_row, int64_t count, double (&means)[kRowsAtOnce], double (&vars)[kRowsAtOnce]) const {
+    const double n = static_cast<double>(columns);
+    double shift[kRowsAtOnce] = {}, first[kRowsAtOnce] = {}, second[kRowsAtOnce] = {};
+    bool is_sound[kRowsAtOnce];
+    const T* x = input + first_row * columns;
+    for (int64_t r = 0; r < count; ++r) {
+      const S near = guess(x + r * columns);
+      shift[r] = near;
+      std::tie(first[r], second[r]) = sums_about<MomentSums<T>>(near, x + r * columns, columns);
+    }
+    for (int64_t r = 0; r < kRowsAtOnce; ++r) {
+      const Moments moments = moments_from_sums(n, shift[r], first[r], second[r]);
+      means[r] = moments.mean;
+      vars[r] = moments.variance();
+      is_sound[r] = sound(n, first[r], second[r], eps);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      if (is_sound[r]) continue;
+      const Moments moments = wide_moments_of(x + r * columns, columns);
+      means[r] = moments.mean;
+      vars[r] = moments.variance();
+    }
   }
 
   template <bool kStream>
   void by_rows(int threads) const {
     const int64_t pieces = pieces_of(columns);
+    const bool together = !kTwoPasses<T> && columns >= kFew && pieces == 1;
+    const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
+    const int64_t group = together ? std::clamp<int64_t>(kFirstLevel / row_bytes, 1, kRowsAtOnce) : 1;
     parallel_for(rows, threads, [&](int64_t begin, int64_t end, int) {
-      for (int64_t row = begin; row < end; ++row) {
-        Moments moments = piece_moments(row, 0);
-        for (int64_t piece = 1; piece < pieces; ++piece) moments += piece_moments(row, piece);
-        finish<kStream>(row, moments, 0, columns);
+      for (int64_t row = begin; row < end; row += group) {
+        const int64_t count = std::min(group, end - row);
+        double means[kRowsAtOnce], vars[kRowsAtOnce], rstds[kRowsAtOnce];
+        if (together) {
+          statistics(row, count, means, vars);
+        } else {
+          Moments moments;
+          for (int64_t piece = 0; piece < pieces; ++piece) moments += piece_moments(row, piece);
+          std::fill_n(means, kRowsAtOnce, moments.mean);
+          std::fill_n(vars, kRowsAtOnce, moments.variance());
+        }
+        for (int64_t r = 0; r < kRowsAtOnce; ++r) rstds[r] = reciprocal_std(vars[r], eps);
+        for (int64_t r = 0; r < count; ++r) {
+          mean[row + r] = static_cast<S>(means[r]);
+          rstd[row + r] = static_cast<S>(rstds[r]);
+          normalize<kStream>(row + r, means[r], rstds[r], 0, columns);
+        }
       }
       if constexpr (kStream) end_of_stream();
     });
@@ -128,7 +178,12 @@ struct Forward {
       for (int64_t row = 0; row < rows; ++row) {
         Moments moments;
         for (int64_t piece = 0; piece < pieces; ++piece) moments += partials[row * pieces + piece];
-        finish<false>(row, moments, begin * kPiece, std::min(columns, end * kPiece));
+        const double r = reciprocal_std(moments.variance(), eps);
+        if (begin == 0) {
+          mean[row] = static_cast<S>(moments.mean);
+          rstd[row] = static_cast<S>(r);
+        }
+        normalize<false>(row, moments.mean, r, begin * kPiece, std::min(columns, end * kPiece));
       }
     });
   }
@@ -224,8 +279,11 @@ struct Backward {
   }
 
   // Rows at a time, of which both gradients' and inputs' stay within `bytes` from the sums to the elementwise pass.
+  // Long rows at power-of-two distances, if many at once, would fall into the same few lines of the first-level cache.
   int64_t group_within(int64_t bytes) const {
-    return std::clamp<int64_t>(bytes / (2 * columns * static_cast<int64_t>(sizeof(T))), 1, kRowsAtOnce);
+    const int64_t row_bytes = 2 * columns * static_cast<int64_t>(sizeof(T));
+    const int64_t most = kRowsAtOnce * row_bytes <= kFirstLevel ? kRowsAtOnce : kRowsAtOnce / 2;
+    return std::clamp<int64_t>(bytes / row_bytes, 1, most);
   }
 
   // Threads take whole rows, and each has totals of its own for the weight and the bias.
@@ -276,8 +334,7 @@ struct Backward {
       const int64_t count = std::min(group, rows - first);
       parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t r = 0; r < count; ++r)
-          for (int64_t piece = begin; piece < end; ++piece)
-            partials[r * pieces + piece] = piece_sums(first + r, piece);
+          for (int64_t piece = begin; piece < end; ++piece) partials[r * pieces + piece] = piece_sums(first + r, piece);
       });
       parallel_for(pieces, threads, [&](int64_t begin_piece, int64_t end_piece, int) {
         const int64_t begin = begin_piece * kPiece, end = std::min(columns, end_piece * kPiece);
@@ -309,8 +366,7 @@ struct Backward {
 template <>
 void run(const LayerNormForward& op, int threads) {
   threads = threads_for(op.rows * op.columns, threads);
-  with_types(op.dtype, op.param_dtype,
-             [&]<class T, class P>(Type<T>, Type<P>) { Forward<T, P>(op).run(threads); });
+  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { Forward<T, P>(op).run(threads); });
 }
 
 template <>

@@ -21,7 +21,7 @@ struct Inputs {
 // into vectors and short sums depends on begin and end alone.
 template <class Sum, class Vector, class Inputs>
 NORMEXT_INLINE inline void add_sums(int64_t begin, int64_t end, const Inputs& inputs,
-                                            const Vector (&k)[Sum::kCoefficients], Doubles (&totals)[Sum::kSums]) {
+                                    const Vector (&k)[Sum::kCoefficients], Doubles (&totals)[Sum::kSums]) {
   Vector x[Sum::kInputs];
   for (int64_t at = begin; at < end;) {
     Sum chains[kChains];
@@ -76,7 +76,7 @@ NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const
   if constexpr (!kStream) {
     store_vectors(begin, end);
   } else {
-    constexpr int64_t kLine = 64 / sizeof(T);
+    constexpr int64_t kLine = std::max<int64_t>(64 / sizeof(T), kLanes);  // elements, in whole vectors
     const int64_t before_line = -reinterpret_cast<uintptr_t>(out + begin) % 64 / sizeof(T);
     const int64_t first_line = std::min(end, begin + before_line), lines = (end - first_line) / kLine * kLine;
     store_vectors(begin, first_line);

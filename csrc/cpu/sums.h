@@ -21,8 +21,8 @@ Sum join(const Sum (&chains)[kChains]) {
 }
 
 // ------------------------------------------------------------------------------------------------ mean and variance
-// Count, mean and the sum of squared deviations of some elements, or none; two such merge exactly, unless both are none (Chan, Golub and LeVeque,
-// "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
+// Count, mean and the sum of squared deviations of some elements, or none; two such merge exactly, unless both are none
+// (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
 struct Moments {
   double count = 0, mean = 0, m2 = 0;
 

@@ -1,5 +1,6 @@
-// cpu.cpp -- the CPU's kernels: every instruction set, some numbers of threads.
+// cpu.cpp -- the CPU's kernels: every instruction set, some numbers of threads, with and without streaming.
 #include "backend.h"
+#include "cpu/cache.h"
 #include "cpu/isa.h"
 
 namespace normext::test {
@@ -7,6 +8,7 @@ namespace {
 
 // The kernels use one thread for less than this. The largest cases occupy 5 threads, the others 2 or 3.
 constexpr int64_t kElementsPerThread = 16384;
+constexpr int64_t kCache = 32 << 20;
 
 struct NamedIsa {
   cpu::Isa isa;
@@ -16,14 +18,22 @@ constexpr NamedIsa kIsas[] = {{cpu::Isa::baseline, "baseline"}, {cpu::Isa::avx2,
 
 int thread_count;
 
-std::vector<Setting> every_isa(std::initializer_list<int> numbers_of_threads) {
+struct Machine {
+  int threads;
+  int64_t cache;  // bytes; nothing fits in no cache, and outputs are streamed
+};
+
+std::vector<Setting> every_isa(std::initializer_list<Machine> machines) {
   std::vector<Setting> settings;
   for (const NamedIsa& isa : kIsas) {
     if (!cpu::supported(isa.isa)) continue;
-    for (const int threads : numbers_of_threads) {
-      settings.push_back({isa.name + std::string(", threads ") + std::to_string(threads), [&isa, threads] {
+    for (const Machine machine : machines) {
+      const std::string name =
+          isa.name + std::string(", threads ") + std::to_string(machine.threads) + (machine.cache ? "" : ", streaming");
+      settings.push_back({name, [&isa, machine] {
                             cpu::set_isa(isa.isa);
-                            thread_count = threads;
+                            cpu::set_last_level_cache(machine.cache);
+                            thread_count = machine.threads;
                           }});
     }
   }
@@ -38,12 +48,12 @@ constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
     {5, 2, 2}, {9, 4, 1}, {3, 5, 7}, {2, 7, 15}, {2, 8, 16}, {3, 9, 17}, {3, 15, 1}, {3, 16, 1}, {3, 17, 1}, {5, 31, 3},
     {5, 33, 1}, {17, 63, 1}, {17, 64, 1}, {17, 65, 1}, {16, 3, 49}, {300, 3, 1}, {1000, 1, 1},
     // planes of some length
-    {3, 2, 63}, {3, 2, 64}, {3, 2, 65}, {2, 3, 255}, {2, 2, 257}, {2, 3, 1025}, {1, 1, 8193},
+    {3, 2, 63}, {3, 2, 64}, {3, 2, 65}, {17, 3, 33}, {16, 2, 63}, {17, 3, 70}, {2, 3, 255}, {2, 2, 257}, {2, 3, 1025}, {1, 1, 8193},
     // wide rows
     {2, 67, 49}, {3, 129, 5}, {2, 257, 4}, {1, 1023, 1}, {2, 1025, 1}, {3, 33, 63},
     // few channels and many, long planes and short
     {1, 1, 20000}, {2, 3, 2731}, {17001, 1, 1}, {1, 1, 70000}, {1, 17001, 1}, {1, 2, 20000}, {1, 3, 8193},
-    {1000, 17, 1}, {6, 67, 49}, {1100, 5, 3}, {2, 70, 200}, {4500, 3, 5}};
+    {1000, 17, 1}, {250, 72, 1}, {70, 300, 1}, {6, 67, 49}, {1100, 5, 3}, {2, 70, 200}, {4500, 3, 5}};
 // clang-format on
 
 }  // namespace
@@ -51,7 +61,7 @@ constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
 const int64_t kLarge = kElementsPerThread;
 
 const std::vector<Setting>& settings(int64_t elements) {
-  static const std::vector<Setting> small = every_isa({1, 5}), large = every_isa({2, 5});
+  static const std::vector<Setting> small = every_isa({{1, 0}, {5, kCache}}), large = every_isa({{2, 0}, {5, kCache}});
   return elements < kLarge ? small : large;
 }
 
