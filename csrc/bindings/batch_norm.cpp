@@ -253,27 +253,28 @@ void call_update_stats(const Tensor& running_mean, const Tensor& running_var, co
 
 // ------------------------------------------------------------------------------------------------ derivatives
 struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const MaybeTensor& weight,
-                               const MaybeTensor& bias, const MaybeTensor& running_mean, const MaybeTensor& running_var,
-                               bool training, double eps) {
+  // Returns the output alone: what is returned, autograd wraps, and the statistics are not differentiable.
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                        const MaybeTensor& running_mean, const MaybeTensor& running_var, bool training, double eps,
+                        Forward* outputs) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, mean, rstd, var] = call_forward(input, running_mean, running_var, weight, bias, training, eps);
+    *outputs = call_forward(input, running_mean, running_var, weight, bias, training, eps);
+    const auto& [output, mean, rstd, var] = *outputs;
     ctx->save_for_backward({input, or_undefined(weight), or_undefined(bias), mean, rstd});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["training"] = training;
-    ctx->mark_non_differentiable({mean, rstd, var});
     ctx->set_materialize_grads(false);
-    return {output, mean, rstd, var};
+    return output;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined()) return variable_list(7);
+    if (!grads[0].defined()) return variable_list(8);
     const auto saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2];
     auto [grad_input, grad_weight, grad_bias] = call_backward(
         grads[0], input, saved[3], saved[4], or_none(weight), or_none(bias), ctx->saved_data["training"].toBool(),
         ctx->saved_data["eps"].toDouble(), gradient_mask(ctx, weight, bias));
-    return {grad_input, grad_weight, grad_bias, {}, {}, {}, {}};
+    return {grad_input, grad_weight, grad_bias, {}, {}, {}, {}, {}};
   }
 };
 
@@ -317,8 +318,10 @@ Forward forward_autograd(const Tensor& input, const MaybeTensor& running_mean, c
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(input, running_mean, running_var, weight, bias, training, eps);
   }
-  const auto outputs = BatchNormFunction::apply(input, weight, bias, running_mean, running_var, training, eps);
-  return {outputs[0], outputs[1], outputs[2], outputs[3]};
+  Forward outputs;
+  std::get<0>(outputs) =
+      BatchNormFunction::apply(input, weight, bias, running_mean, running_var, training, eps, &outputs);
+  return outputs;
 }
 
 Backward backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,

@@ -182,27 +182,28 @@ Backward call_backward(const Tensor& grad_output, const Tensor& input, c10::SymI
 
 // ------------------------------------------------------------------------------------------------ derivatives
 struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const MaybeTensor& weight,
-                               const MaybeTensor& bias, c10::SymIntArrayRef normalized_shape, double eps) {
+  // Returns the output alone: what is returned, autograd wraps, and the statistics are not differentiable.
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                        c10::SymIntArrayRef normalized_shape, double eps, Forward* outputs) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, mean, rstd] = call_forward(input, normalized_shape, weight, bias, eps);
+    *outputs = call_forward(input, normalized_shape, weight, bias, eps);
+    const auto& [output, mean, rstd] = *outputs;
     ctx->save_for_backward({input, or_undefined(weight), or_undefined(bias), mean, rstd});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["normalized_dims"] = static_cast<int64_t>(normalized_shape.size());
-    ctx->mark_non_differentiable({mean, rstd});
     ctx->set_materialize_grads(false);
-    return {output, mean, rstd};
+    return output;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined()) return variable_list(5);
+    if (!grads[0].defined()) return variable_list(6);
     const auto saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2];
     const auto normalized_shape = input.sym_sizes().slice(input.dim() - ctx->saved_data["normalized_dims"].toInt());
     auto [grad_input, grad_weight, grad_bias] =
         call_backward(grads[0], input, normalized_shape, saved[3], saved[4], or_none(weight), or_none(bias),
                       ctx->saved_data["eps"].toDouble(), gradient_mask(ctx, weight, bias));
-    return {grad_input, grad_weight, grad_bias, {}, {}};
+    return {grad_input, grad_weight, grad_bias, {}, {}, {}};
   }
 };
 
@@ -237,8 +238,9 @@ Forward forward_autograd(const Tensor& input, c10::SymIntArrayRef normalized_sha
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(input, normalized_shape, weight, bias, eps);
   }
-  const auto outputs = LayerNormFunction::apply(input, weight, bias, normalized_shape, eps);
-  return {outputs[0], outputs[1], outputs[2]};
+  Forward outputs;
+  std::get<0>(outputs) = LayerNormFunction::apply(input, weight, bias, normalized_shape, eps, &outputs);
+  return outputs;
 }
 
 Backward backward_autograd(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,

@@ -155,22 +155,12 @@ class Channels {
                  const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
     if (by_planes_) {
-      for_chunks(begin, end, [&](int64_t b, int64_t e) {
-        map_planes<Map, kStream, T>(in, out, planes(block, b, e), coefficients);
-      });
+      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients);
     } else {
       ColumnTable<Scalar<T>> k[Map::kCoefficients];
       expand(block, coefficients, k);
-      for_chunks(begin, end,
-                 [&](int64_t b, int64_t e) { map_columns<Map, kStream, T>(in, out, columns(block, b, e), k); });
+      map_columns<Map, kStream, T>(in, out, columns(block, begin, end), k);
     }
-  }
-
-  // Calls f for pieces of the units [begin, end), last piece first: what has been summed last is still in cache.
-  template <class F>
-  void for_chunks(int64_t begin, int64_t end, const F& f) const {
-    const int64_t chunk = std::max<int64_t>(1, kCachedElements * units_ / total_);
-    for (int64_t at = end; at > begin; at = std::max(begin, at - chunk)) f(std::max(begin, at - chunk), at);
   }
 
   int64_t unit_begin(int64_t slice) const { return units_ * slice / slices_; }
