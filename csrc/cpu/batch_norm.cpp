@@ -61,7 +61,8 @@ void forward(const BatchNormForward& op, int threads) {
   const double eps = op.eps;
 
   // A slice of float64 elements is still in cache when it is summed a second time.
-  const Channels channels(op.shape, threads, 2 * bytes_of<T>(op.shape), kTwoPasses<T> ? kCachedElements : 0);
+  const Channels channels(op.shape, threads, 2 * bytes_of<T>(op.shape), !running_mean,
+                          kTwoPasses<T> ? kCachedElements : 0);
   const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
   const ChannelArrays<S, 1> shifts(partials);
   const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
@@ -130,7 +131,7 @@ void forward(const BatchNormForward& op, int threads) {
     channels.template map<Normalize<T>, T>(block, slice, in, static_cast<T*>(op.output),
                                            {coefficients[0], coefficients[1], coefficients[2]});
   };
-  channels.run(!running_mean, reduce, finish, map);
+  channels.run(reduce, finish, map);
 }
 
 template <class T, class P>
@@ -142,10 +143,10 @@ void backward(const BatchNormBackward& op, int threads) {
   P *grad_weight = static_cast<P*>(op.grad_weight), *grad_bias = static_cast<P*>(op.grad_bias);
   T* dx = static_cast<T*>(op.grad_input);
 
-  const Channels channels(op.shape, threads, 3 * bytes_of<T>(op.shape));
+  const bool sums_needed = grad_weight || grad_bias || op.training;
+  const Channels channels(op.shape, threads, 3 * bytes_of<T>(op.shape), sums_needed);
   const int64_t all = op.shape.channels;
   const double count = static_cast<double>(op.shape.batch * op.shape.plane);
-  const bool sums_needed = grad_weight || grad_bias || op.training;
   const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);  // of GradientSums
   const ChannelArrays<S, 5> coefficients(all);  // scale, slope, level; then the gradients of weight and bias
 
@@ -185,7 +186,7 @@ void backward(const BatchNormBackward& op, int threads) {
     else
       channels.template map<EvaluationGradient<T>, T>(block, slice, {dy}, dx, {coefficients[0]});
   };
-  channels.run(sums_needed, reduce, finish, map);
+  channels.run(reduce, finish, map);
 }
 
 template <class P>

@@ -7,9 +7,9 @@ namespace normext::cpu {
 int64_t last_level_cache();                // bytes
 void set_last_level_cache(int64_t bytes);  // meant for tests
 
-// Whether an op that reads and writes so many bytes should write past the caches: its output would hardly be found there
-// by whoever reads it, beside the input and all else. A store to a line that is not in the cache reads it first, which
-// makes three transfers out of two.
+// Whether an op that reads and writes so many bytes should write past the caches: its output would hardly be found
+// there by whoever reads it, beside the input and all else. A store to a line that is not in the cache reads it first,
+// which makes three transfers out of two.
 inline bool should_stream(int64_t bytes) { return bytes > last_level_cache() / 2; }
 
 // Bytes that surely stay in one core's second-level cache between two passes.

@@ -21,16 +21,18 @@ constexpr int64_t kCachedElements = kCached / 8;
 
 // Elements; shorter planes are walked as columns. Those need tables of coefficients and totals, which few samples do
 // not pay for.
-inline int64_t shortest_plane(int64_t batch) { return (batch < 16 ? 2 : 4) * kLanes; }
+inline int64_t shortest_plane(int64_t batch) { return (batch <= 16 ? 2 : 4) * kLanes; }
 
 class Channels {
  public:
-  // `bytes` is what the op reads and writes. slice_elements, if not 0: no slice of a block should be larger than that.
-  Channels(const BatchNormShape& shape, int threads, int64_t bytes, int64_t slice_elements = 0)
+  // `bytes` is what the op reads and writes, `sums` whether it sums before it maps. slice_elements, if not 0: no slice
+  // of a block should be larger than that.
+  Channels(const BatchNormShape& shape, int threads, int64_t bytes, bool sums, int64_t slice_elements = 0)
       : channels_(shape.channels),
         total_(shape.batch * shape.channels * shape.plane),
         plane_(shape.channels_last ? 1 : shape.plane),
         by_planes_(plane_ >= shortest_plane(shape.batch)),
+        sums_(sums),
         stream_(should_stream(bytes)),
         threads_(threads_for(total_, threads)) {
     if (by_planes_) {
@@ -39,6 +41,8 @@ class Channels {
       // A block's share of all samples should stay in cache from the sums to the map, each a run worth fetching.
       const int64_t run = std::clamp<int64_t>(2 * kCachedElements / shape.batch, 512, 4096);
       block_channels_ = std::clamp<int64_t>(run / plane_, 1, kBlockChannels);
+      // Without sums there is nothing to keep: all channels of a sample are mapped in the order of memory.
+      if (!sums && units_ >= threads_) block_channels_ = channels_;
     } else {
       width_ = channels_ * plane_;
       const int64_t widest = total_ / (8 * kRowsAtOnce);
@@ -65,11 +69,11 @@ class Channels {
   // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, then
   // map(block, slice) for all. A block that is not sliced goes through all three while its data is in cache.
   template <class Reduce, class Finish, class Map>
-  void run(bool sums, const Reduce& reduce, const Finish& finish, const Map& map) const {
+  void run(const Reduce& reduce, const Finish& finish, const Map& map) const {
     if (slices_ == 1) {
       parallel_for(blocks_, threads_, [&](int64_t begin, int64_t end, int) {
         for (int64_t block = begin; block < end; ++block) {
-          if (sums) reduce(block, 0);
+          if (sums_) reduce(block, 0);
           finish(channel_begin(block), channel_begin(block + 1));
           map(block, 0);
         }
@@ -83,7 +87,7 @@ class Channels {
         if (stream_) end_of_stream();
       });
     };
-    if (sums) for_slices(reduce);
+    if (sums_) for_slices(reduce);
     parallel_for(channels_, threads_for(channels_ * slices_, threads_),
                  [&](int64_t begin, int64_t end, int) { finish(begin, end); });
     for_slices(map);
@@ -222,7 +226,7 @@ class Channels {
 
   int64_t channels_, total_;
   int64_t plane_;  // columns, or contiguous elements, that belong to one channel
-  bool by_planes_, stream_;
+  bool by_planes_, sums_, stream_;
   int threads_;
   int64_t units_;  // what slices are made of: rows of the matrix, planes or pieces of planes
   int64_t pieces_ = 1, width_ = 0;

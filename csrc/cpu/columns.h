@@ -51,6 +51,7 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
                        Sum part;
                        for (int64_t r = 0; r < rows; ++r) {
                          inputs((row + r) * block.width + column, count, x);
+                         inputs.prefetch((row + r + kRowsAtOnce) * block.width + column);
                          part.add(x, k, count);
                        }
                        Doubles sums[Sum::kSums];

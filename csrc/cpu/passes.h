@@ -15,6 +15,10 @@ struct Inputs {
   NORMEXT_INLINE void operator()(int64_t at, int64_t count, Vector<T> (&x)[kInputs]) const {
     for (int i = 0; i < kInputs; ++i) x[i] = load(from[i] + at, count);
   }
+  // Asks for what a later pass will read, while this one computes and writes. It need not be there.
+  NORMEXT_INLINE void prefetch(int64_t at) const {
+    for (int i = 0; i < kInputs; ++i) __builtin_prefetch(from[i] + at, 0, 2);
+  }
 };
 
 // Adds Sum (sums.h) over the elements [begin, end) to totals: inputs(at, count, x) gives the vectors at `at`. The cut

@@ -44,12 +44,15 @@ void reduce_planes(const T* const (&in)[Sum::kInputs], const PlaneBlock& block,
 template <class Map, bool kStream, class T>
 void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
                 const Scalar<T>* const (&coefficients)[Map::kCoefficients]) {
+  const Inputs<T, Map::kInputs> inputs{in};
+  const int64_t next_block = (block.channel_end - block.channel) * block.plane;
   block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
     map_vectors<kStream>(out, begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
       Vector<T> x[Map::kInputs];
-      Inputs<T, Map::kInputs>{in}(at, count, x);
+      inputs(at, count, x);
+      inputs.prefetch(at + next_block);
       return Map::apply(x, k);
     });
   });
