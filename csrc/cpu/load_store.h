@@ -86,7 +86,9 @@ V load_raw(const T* p) {
 }
 
 inline Floats load(const float* p) { return load_raw<Floats>(p); }
-inline Doubles load(const double* p) { return load_raw<Doubles>(p); }
+inline Doubles load(const double* p) {  // by halves: g++ copies what is larger than a register through the stack
+  return {load_raw<Doubles::Half>(p), load_raw<Doubles::Half>(p + kLanes / 2)};
+}
 inline Floats load(const BFloat16* p) { return widen_bfloat16(load_raw<Shorts>(p)); }
 inline Floats load(const Float16* p) { return widen_float16(load_raw<Shorts>(p)); }
 
@@ -96,7 +98,10 @@ void store_raw(T* p, V v) {
 }
 
 inline void store(float* p, Floats x) { store_raw(p, x); }
-inline void store(double* p, Doubles x) { store_raw(p, x); }
+inline void store(double* p, Doubles x) {
+  store_raw(p, x.low);
+  store_raw(p + kLanes / 2, x.high);
+}
 inline void store(BFloat16* p, Floats x) { store_raw(p, narrow_bfloat16(x)); }
 inline void store(Float16* p, Floats x) { store_raw(p, narrow_float16(x)); }
 
@@ -165,6 +170,9 @@ inline void store_part(double* p, Doubles x, int64_t count) {
   _mm512_mask_storeu_pd(p + 8, mask >> 8, x.high);
 }
 #else
+#if defined(__AVX2__)
+inline Floats load_part(const float* p, int64_t count) { return _mm256_maskload_ps(p, (__m256i)lane_bits(count)); }
+#endif
 template <class T>
 Vector<T> load_part(const T* p, int64_t count) {
   T lanes[kLanes] = {};

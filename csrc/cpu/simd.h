@@ -66,6 +66,10 @@ inline Doubles widen(Doubles x) { return x; }
 inline Doubles widen(Floats x) {
 #if defined(__AVX512F__)
   return {_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+#elif defined(__AVX2__)
+  return {_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))};
+#elif defined(__x86_64__)
+  return {_mm_cvtps_pd(x), _mm_cvtps_pd(_mm_movehl_ps(x, x))};
 #else
   typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));
   struct {
@@ -103,24 +107,26 @@ inline Doubles fma(Doubles a, Doubles b, Doubles c) { return a * b + c; }
 
 // The sum of all lanes, halves added to halves: the order is the same on every call.
 inline double sum(Doubles x) {
-  const Doubles::Half pairs = x.low + x.high;
+  const Doubles::Half lanes = x.low + x.high;
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_pd(pairs);
+  return _mm512_reduce_add_pd(lanes);
+#elif defined(__AVX2__)
+  const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(lanes), _mm256_extractf128_pd(lanes, 1));
+  return pair[0] + pair[1];
 #else
-  double lanes[kLanes / 2];
-  memcpy(lanes, &pairs, sizeof lanes);
-  for (int half = kLanes / 4; half > 0; half /= 2)
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  return lanes[0];
+  return lanes[0] + lanes[1];
 #endif
 }
 
-// The first `count` lanes; zero in the others.
-inline Floats first_lanes(Floats x, int64_t count) {
+// All bits set in the first `count` lanes.
+inline Ints lane_bits(int64_t count) {
   Ints lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  return (Floats)((Ints)x & (lane < static_cast<int32_t>(count)));
+  return lane < static_cast<int32_t>(count);
 }
+
+// The first `count` lanes; zero in the others.
+inline Floats first_lanes(Floats x, int64_t count) { return (Floats)((Ints)x & lane_bits(count)); }
 inline Doubles first_lanes(Doubles x, int64_t count) {
   typedef int64_t Longs __attribute__((vector_size(kVectorBytes)));
   Longs lane;
