@@ -52,7 +52,7 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
                        for (int64_t r = 0; r < rows; ++r) {
                          inputs((row + r) * block.width + column, count, x);
                          inputs.prefetch((row + r + kRowsAtOnce) * block.width + column);
-                         part.add(x, k, count);
+                         part.add(x, k, {0, count});
                        }
                        Doubles sums[Sum::kSums];
                        for (int i = 0; i < Sum::kSums; ++i) sums[i] = load(totals[i].at + column - block.column);

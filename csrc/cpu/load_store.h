@@ -171,7 +171,7 @@ inline void store_part(double* p, Doubles x, int64_t count) {
 }
 #else
 #if defined(__AVX2__)
-inline Floats load_part(const float* p, int64_t count) { return _mm256_maskload_ps(p, (__m256i)lane_bits(count)); }
+inline Floats load_part(const float* p, int64_t count) { return _mm256_maskload_ps(p, (__m256i)lane_bits(0, count)); }
 #endif
 template <class T>
 Vector<T> load_part(const T* p, int64_t count) {

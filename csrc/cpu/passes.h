@@ -41,11 +41,14 @@ NORMEXT_INLINE inline void add_sums(int64_t begin, int64_t end, const Inputs& in
       inputs(at, kLanes, x);
       chains[0].add(x, k);
     }
-    if (at < stop) {
+    if (at < stop && end - begin >= kLanes) {  // a whole vector, less what has been added
+      inputs(end - kLanes, kLanes, x);
+      chains[0].add(x, k, {kLanes - (stop - at), kLanes});
+    } else if (at < stop) {
       inputs(at, stop - at, x);
-      chains[0].add(x, k, stop - at);
-      at = stop;
+      chains[0].add(x, k, {0, stop - at});
     }
+    at = stop;
     join(chains).flush(totals);
   }
 }

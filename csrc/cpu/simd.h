@@ -118,20 +118,22 @@ inline double sum(Doubles x) {
 #endif
 }
 
-// All bits set in the first `count` lanes.
-inline Ints lane_bits(int64_t count) {
+// All bits set in lanes [begin, end).
+inline Ints lane_bits(int64_t begin, int64_t end) {
   Ints lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  return lane < static_cast<int32_t>(count);
+  return (lane >= static_cast<int32_t>(begin)) & (lane < static_cast<int32_t>(end));
 }
 
-// The first `count` lanes; zero in the others.
-inline Floats first_lanes(Floats x, int64_t count) { return (Floats)((Ints)x & lane_bits(count)); }
-inline Doubles first_lanes(Doubles x, int64_t count) {
+// The lanes [begin, end); zero in the others.
+inline Floats keep_lanes(Floats x, int64_t begin, int64_t end) { return (Floats)((Ints)x & lane_bits(begin, end)); }
+inline Doubles keep_lanes(Doubles x, int64_t begin, int64_t end) {
   typedef int64_t Longs __attribute__((vector_size(kVectorBytes)));
-  Longs lane;
-  for (int i = 0; i < kLanes / 2; ++i) lane[i] = i;
-  return {(Doubles::Half)((Longs)x.low & (lane < count)), (Doubles::Half)((Longs)x.high & (lane + kLanes / 2 < count))};
+  Longs low;
+  for (int i = 0; i < kLanes / 2; ++i) low[i] = i;
+  const Longs high = low + kLanes / 2;
+  return {(Doubles::Half)((Longs)x.low & ((low >= begin) & (low < end))),
+          (Doubles::Half)((Longs)x.high & ((high >= begin) & (high < end)))};
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

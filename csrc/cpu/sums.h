@@ -13,6 +13,16 @@ namespace normext::cpu::NORMEXT_ISA {
 constexpr int kChains = kVectorBytes == 64 ? 4 : 2;  // AVX2 has half the registers
 constexpr int kShort = 4 * kChains;                  // vectors in a short sum
 
+// Lanes of a vector that count.
+struct Lanes {
+  int64_t begin = 0, end = kLanes;
+};
+
+template <class V>
+NORMEXT_INLINE inline V keep(V x, Lanes lanes) {
+  return lanes.begin == 0 && lanes.end == kLanes ? x : keep_lanes(x, lanes.begin, lanes.end);
+}
+
 template <class Sum>
 Sum join(const Sum (&chains)[kChains]) {
   Sum total = chains[0] + chains[1];
@@ -46,9 +56,8 @@ struct MomentSums {
   static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;  // input; shift
   Vector<T> first{}, second{};
 
-  void add(const Vector<T> (&in)[1], const Vector<T> (&shift)[1], int64_t count = kLanes) {
-    Vector<T> d = in[0] - shift[0];
-    if (count < kLanes) d = first_lanes(d, count);
+  NORMEXT_INLINE void add(const Vector<T> (&in)[1], const Vector<T> (&shift)[1], Lanes lanes = {}) {
+    const Vector<T> d = keep(in[0] - shift[0], lanes);
     first = first + d;
     second = fma(d, d, second);
   }
@@ -68,9 +77,8 @@ struct WideMomentSums {
   static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;
   Doubles first{}, second{};
 
-  void add(const Vector<T> (&in)[1], const Vector<T> (&shift)[1], int64_t count = kLanes) {
-    Doubles d = widen(in[0]) - widen(shift[0]);
-    if (count < kLanes) d = first_lanes(d, count);
+  NORMEXT_INLINE void add(const Vector<T> (&in)[1], const Vector<T> (&shift)[1], Lanes lanes = {}) {
+    const Doubles d = keep(widen(in[0]) - widen(shift[0]), lanes);
     first += d;
     second = fma(d, d, second);
   }
@@ -110,11 +118,10 @@ struct GradientSums {
   static constexpr int kInputs = 2, kCoefficients = 2, kSums = 3;  // g, x; mean, rstd
   Vector<T> g{}, g_xhat{}, xhat{};
 
-  void add(const Vector<T> (&in)[2], const Vector<T> (&k)[2], int64_t count = kLanes) {
-    Vector<T> normalized = (in[1] - k[0]) * k[1];
-    if (count < kLanes) normalized = first_lanes(normalized, count);
-    g = g + in[0];
-    g_xhat = fma(in[0], normalized, g_xhat);
+  NORMEXT_INLINE void add(const Vector<T> (&in)[2], const Vector<T> (&k)[2], Lanes lanes = {}) {
+    const Vector<T> gradient = keep(in[0], lanes), normalized = keep((in[1] - k[0]) * k[1], lanes);
+    g = g + gradient;
+    g_xhat = fma(gradient, normalized, g_xhat);
     xhat = xhat + normalized;
   }
   GradientSums operator+(const GradientSums& other) const {
