@@ -1,5 +1,6 @@
 """Who is measured. Adding a peer is one entry in PEERS: a name, and a function that imports and returns its norms."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,39 @@ def _differentiable(
     return _last_dimension(LayerNorm.apply)
 
 
+def _onnxruntime() -> dict[str, Norm]:
+    # forward only: what an exported model would run. Its threads must not spin beside those of the others.
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    @functools.cache
+    def session(eps: float) -> Any:
+        names = ("x", "weight", "bias")
+        node = helper.make_node("LayerNormalization", names, ["y"], axis=-1, epsilon=eps)
+        inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph([node], "layer_norm", inputs, [output])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        if x.dtype != torch.float32:
+            raise NotImplementedError("float32 only")
+        output = torch.empty_like(x)
+        binding = session(eps).io_binding()
+        for name, tensor in {"x": x, "weight": weight, "bias": bias}.items():
+            binding.bind_input(name, "cpu", 0, np.float32, tensor.shape, tensor.data_ptr())
+        binding.bind_output("y", "cpu", 0, np.float32, output.shape, output.data_ptr())
+        session(eps).run_with_iobinding(binding)
+        return output
+
+    return _last_dimension(layer_norm)
+
+
 def _liger() -> dict[str, Norm]:
     from liger_kernel.transformers.functional import liger_layer_norm
 
@@ -140,6 +174,7 @@ PEERS = [
     Peer(NORMEXT, _normext, ("cpu", "cuda")),
     Peer(EAGER, _eager, ("cpu", "cuda")),
     Peer(COMPILE, _compile, ("cpu", "cuda")),
+    Peer("onnxruntime", _onnxruntime, ("cpu",)),
     Peer("Liger", _liger),
     Peer("flash-attention", _flash_attention),
     Peer("apex", _apex),

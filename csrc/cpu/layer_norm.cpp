@@ -235,9 +235,21 @@ struct Backward {
     return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
   }
 
-  // What a row's elementwise pass needs: xhat = (x - mean) * rstd + offset, dx = (g + level + xhat * slope) * rstd.
+  // What a row's elementwise pass needs.
   struct Row {
     S mean, rstd, offset, slope, level;
+  };
+  struct Coefficients {
+    V mean, rstd, offset, slope, level;
+
+    explicit Coefficients(const Row& row)
+        : mean(broadcast(row.mean)),
+          rstd(broadcast(row.rstd)),
+          offset(broadcast(row.offset)),
+          slope(broadcast(row.slope)),
+          level(broadcast(row.level)) {}
+    V xhat(V x) const { return fma(x - mean, rstd, offset); }
+    V gradient(V dy, V weight, V xhat) const { return fma(xhat, slope, fma(dy, weight, level)) * rstd; }
   };
   Row row_coefficients(int64_t row, const Gradients& sums) const {
     const double n = static_cast<double>(columns);
@@ -246,31 +258,50 @@ struct Backward {
   }
 
   // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals.
+  // Both at once, but for rows to be streamed that share cache lines: each then is streamed on its own.
   template <bool kStream>
-  void gradients(int64_t first, int64_t count_rows, const Row* row, int64_t begin, int64_t end, double* weight_totals,
+  void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
                  double* bias_totals) const {
+    const bool whole_lines =
+        columns % kLanes == 0 && (reinterpret_cast<uintptr_t>(grad_input) | (columns * sizeof(T))) % 64 == 0;
+    if (!kStream || !grad_input || whole_lines)
+      return elementwise<kStream>(first, count, row, begin, end, grad_input, weight_totals, bias_totals);
+    for (int64_t r = 0; r < count; ++r) {
+      const T *dy = grad_output + (first + r) * columns, *x = input + (first + r) * columns;
+      const V one = broadcast(S{1});
+      const Coefficients k(row[r]);
+      map_vectors<kStream>(grad_input + (first + r) * columns, begin, end,
+                           [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
+                             return k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
+                           });
+    }
+    if (weight_totals || bias_totals)
+      elementwise<false>(first, count, row, begin, end, nullptr, weight_totals, bias_totals);
+  }
+
+  template <bool kStream>
+  void elementwise(int64_t first, int64_t rows, const Row* row, int64_t begin, int64_t end, T* dx,
+                   double* weight_totals, double* bias_totals) const {
     const V one = broadcast(S{1});
-    const auto step = [&](int64_t at, int64_t count) NORMEXT_INLINE {
+    for_vectors_once(begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
       const V w = load_or(weight, at, count, one);
       V dy_xhat{}, dy_sum{};
-      for (int64_t r = 0; r < count_rows; ++r) {
+      for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = (first + r) * columns + at;
-        const V dy = load(grad_output + i, count), x = load(input + i, count);
-        const V xhat = fma(x - broadcast(row[r].mean), broadcast(row[r].rstd), broadcast(row[r].offset));
+        const Coefficients k(row[r]);
+        const V dy = load(grad_output + i, count), xhat = k.xhat(load(input + i, count));
         dy_xhat = fma(dy, xhat, dy_xhat);
         dy_sum = dy_sum + dy;
-        if (!grad_input) continue;
-        const V dx = fma(xhat, broadcast(row[r].slope), fma(dy, w, broadcast(row[r].level))) * broadcast(row[r].rstd);
-        if (kStream && count == kLanes && reinterpret_cast<uintptr_t>(grad_input + i) % (kLanes * sizeof(T)) == 0)
-          stream(grad_input + i, dx);
+        if (!dx) continue;
+        if (kStream)
+          stream(dx + i, k.gradient(dy, w, xhat));
         else
-          store(grad_input + i, dx, count);
+          store(dx + i, k.gradient(dy, w, xhat), count);
       }
       // Totals have room for whole vectors; lanes beyond `count` are never read.
       if (weight_totals) store(weight_totals + at, load(weight_totals + at) + widen(dy_xhat));
       if (bias_totals) store(bias_totals + at, load(bias_totals + at) + widen(dy_sum));
-    };
-    for_vectors_once(begin, end, step);
+    });
   }
 
   void store_totals(P* gradient, const double* totals, int64_t begin, int64_t end) const {
