@@ -45,7 +45,8 @@ template <class Map, bool kStream, class T>
 void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
                 const Scalar<T>* const (&coefficients)[Map::kCoefficients]) {
   const Inputs<T, Map::kInputs> inputs{in};
-  const int64_t next_block = (block.channel_end - block.channel) * block.plane;
+  const int64_t block_channels = block.channel_end - block.channel;
+  const int64_t next_block = block_channels < block.channels ? block_channels * block.plane : 0;
   block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);

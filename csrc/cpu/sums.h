@@ -1,8 +1,8 @@
 // sums.h -- what the norms sum over a row or a channel, and how exactly.
 //
 // A kernel adds up to kShort vectors to a short sum (MomentSums, GradientSums) and flushes it into float64 totals. The
-// short sum is made of kChains sums that do not wait for each other, and so no float32 value goes through more than
-// kShort / kChains + 1 additions: its rounding stays within the last bits of a result.
+// short sum is made of kChains sums that do not wait for each other's additions. No float32 value goes through more
+// than ten of them: its rounding stays within the last bits of a result.
 #pragma once
 #include <cmath>
 
@@ -48,9 +48,8 @@ struct Moments {
 
 inline double reciprocal_std(double variance, double eps) { return 1.0 / std::sqrt(variance + eps); }
 
-// Sums of d and d^2 for d = x - shift, in one pass. For float64 inputs the shift is the mean of a first pass: they have
-// no wider type to be summed in. For all others d is rounded to float32, which leaves the mean and the variance as
-// exact as float64 arithmetic rounded, if the shift lies within a few deviations of the mean: see sound().
+// Sums of d and d^2 for d = x - shift, in one pass and in float32, which leaves the mean and the variance as exact as
+// float64 arithmetic rounded if the shift lies within a few deviations of the mean: see sound().
 template <class T>
 struct MomentSums {
   static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;  // input; shift
@@ -71,7 +70,8 @@ struct MomentSums {
 // The same, all in float64, for what is far from any guess, or so large or small that its squares leave float32: the
 // difference of two float32 values is exact there and its square does not overflow. The shift is one of the n elements,
 // so even if it is an outlier it adds its share to the variance, and the relative error of second - first^2 / n stays
-// below n * 2^-53.
+// below n * 2^-53. float64 inputs have no wider type to be summed in: they are summed twice, the second time about the
+// mean of the first.
 template <class T>
 struct WideMomentSums {
   static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;

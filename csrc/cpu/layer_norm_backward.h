@@ -1,0 +1,204 @@
+// layer_norm_backward.h -- LayerNorm backward on the CPU: the sums of a row, then everything elementwise in one pass,
+// the products for the weight's and bias's gradients included.
+#pragma once
+#include "rows.h"
+
+namespace normext::cpu::NORMEXT_ISA {
+
+template <class T, class P>
+struct LayerNormGradients {
+  using S = Scalar<T>;
+  using V = Vector<T>;
+
+  const T *grad_output, *input;
+  const S *mean, *rstd;
+  const P* weight;
+  T* grad_input;
+  P *grad_weight, *grad_bias;
+  int64_t rows, columns;
+
+  explicit LayerNormGradients(const LayerNormBackward& op)
+      : grad_output(static_cast<const T*>(op.grad_output)),
+        input(static_cast<const T*>(op.input)),
+        mean(static_cast<const S*>(op.mean)),
+        rstd(static_cast<const S*>(op.rstd)),
+        weight(static_cast<const P*>(op.weight)),
+        grad_input(static_cast<T*>(op.grad_input)),
+        grad_weight(static_cast<P*>(op.grad_weight)),
+        grad_bias(static_cast<P*>(op.grad_bias)),
+        rows(op.rows),
+        columns(op.columns) {}
+
+  // The sums of one piece of a row, with g = grad_output * weight.
+  Gradients piece_sums(int64_t row, int64_t piece) const {
+    const T *dy = grad_output + row * columns, *x = input + row * columns;
+    const V k[2] = {broadcast(mean[row]), broadcast(rstd[row])}, one = broadcast(S{1});
+    Doubles sums[3] = {};
+    const auto inputs = [&, w = weight](int64_t at, int64_t count, V(&in)[2]) {
+      in[0] = load(dy + at, count) * load_or(w, at, count, one);
+      in[1] = load(x + at, count);
+    };
+    const int64_t begin = piece * kPiece;
+    add_sums<GradientSums<T>>(begin, begin + piece_length(columns, piece), inputs, k, sums);
+    return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
+  }
+
+  // What a row's elementwise pass needs.
+  struct Row {
+    S mean, rstd, offset, slope, level;
+  };
+  struct Coefficients {
+    V mean, rstd, offset, slope, level;
+
+    explicit Coefficients(const Row& row)
+        : mean(broadcast(row.mean)),
+          rstd(broadcast(row.rstd)),
+          offset(broadcast(row.offset)),
+          slope(broadcast(row.slope)),
+          level(broadcast(row.level)) {}
+    V xhat(V x) const { return fma(x - mean, rstd, offset); }
+    V gradient(V dy, V weight, V xhat) const { return fma(xhat, slope, fma(dy, weight, level)) * rstd; }
+  };
+  Row row_coefficients(int64_t row, const Gradients& sums) const {
+    const double n = static_cast<double>(columns);
+    return {mean[row], rstd[row], static_cast<S>(-sums.offset(n)), static_cast<S>(-sums.corrected(n) / n),
+            static_cast<S>(-sums.g / n)};
+  }
+
+  // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals.
+  // Both at once, but for rows to be streamed that share cache lines: each then is streamed on its own.
+  template <bool kStream>
+  void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
+                 double* bias_totals) const {
+    const bool whole_lines =
+        columns % kLanes == 0 && (reinterpret_cast<uintptr_t>(grad_input) | (columns * sizeof(T))) % 64 == 0;
+    if (!kStream || !grad_input || whole_lines)
+      return elementwise<kStream>(first, count, row, begin, end, grad_input, weight_totals, bias_totals);
+    for (int64_t r = 0; r < count; ++r) {
+      const T *dy = grad_output + (first + r) * columns, *x = input + (first + r) * columns;
+      const V one = broadcast(S{1});
+      const Coefficients k(row[r]);
+      map_vectors<kStream>(grad_input + (first + r) * columns, begin, end,
+                           [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
+                             return k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
+                           });
+    }
+    if (weight_totals || bias_totals)
+      elementwise<false>(first, count, row, begin, end, nullptr, weight_totals, bias_totals);
+  }
+
+  template <bool kStream>
+  void elementwise(int64_t first, int64_t rows, const Row* row, int64_t begin, int64_t end, T* dx,
+                   double* weight_totals, double* bias_totals) const {
+    const V one = broadcast(S{1});
+    for_vectors_once(begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
+      const V w = load_or(weight, at, count, one);
+      V dy_xhat{}, dy_sum{};
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t i = (first + r) * columns + at;
+        const Coefficients k(row[r]);
+        const V dy = load(grad_output + i, count), xhat = k.xhat(load(input + i, count));
+        dy_xhat = fma(dy, xhat, dy_xhat);
+        dy_sum = dy_sum + dy;
+        if (!dx) continue;
+        if (kStream)
+          stream(dx + i, k.gradient(dy, w, xhat));
+        else
+          store(dx + i, k.gradient(dy, w, xhat), count);
+      }
+      // Totals have room for whole vectors; lanes beyond `count` are never read.
+      if (weight_totals) store(weight_totals + at, load(weight_totals + at) + widen(dy_xhat));
+      if (bias_totals) store(bias_totals + at, load(bias_totals + at) + widen(dy_sum));
+    });
+  }
+
+  void store_totals(P* gradient, const double* totals, int64_t begin, int64_t end) const {
+    if (gradient)
+      for (int64_t at = begin; at < end; ++at) store_one(gradient + at, totals[at]);
+  }
+
+  // Rows at a time, of which both gradients' and inputs' stay within `bytes` from the sums to the elementwise pass.
+  // Long rows at power-of-two distances, if many at once, would fall into the same few lines of the first-level cache.
+  int64_t group_within(int64_t bytes) const {
+    const int64_t row_bytes = 2 * columns * static_cast<int64_t>(sizeof(T));
+    const int64_t most = kRowsTogether * row_bytes <= kFirstLevel ? kRowsTogether : kRowsTogether / 2;
+    return std::clamp<int64_t>(bytes / row_bytes, 1, most);
+  }
+
+  // Threads take whole rows, and each has totals of its own for the weight and the bias.
+  template <bool kStream>
+  void by_rows(int threads) const {
+    const int64_t pieces = pieces_of(columns), stride = (columns + kLanes - 1) / kLanes * kLanes;
+    const int64_t group = group_within(2 * kCached);
+    const int parts = static_cast<int>(std::min<int64_t>(threads, rows));
+    Scratch<double> totals(parts * stride * 2);
+    parallel_for(rows, parts, [&](int64_t begin, int64_t end, int part) {
+      double* weight_totals = grad_weight ? totals + 2 * part * stride : nullptr;
+      double* bias_totals = grad_bias ? totals + (2 * part + 1) * stride : nullptr;
+      if (weight_totals) std::fill_n(weight_totals, stride, 0.0);
+      if (bias_totals) std::fill_n(bias_totals, stride, 0.0);
+      for (int64_t first = begin; first < end; first += group) {
+        const int64_t count = std::min(group, end - first);
+        Row row[kRowsTogether];
+        for (int64_t r = 0; r < count; ++r) {
+          Gradients sums = piece_sums(first + r, 0);
+          for (int64_t piece = 1; piece < pieces; ++piece) sums += piece_sums(first + r, piece);
+          row[r] = row_coefficients(first + r, sums);
+        }
+        gradients<kStream>(first, count, row, 0, columns, weight_totals, bias_totals);
+      }
+      if constexpr (kStream) end_of_stream();
+    });
+    if (!grad_weight && !grad_bias) return;
+    parallel_for(columns, threads_for(columns * parts, threads), [&](int64_t begin, int64_t end, int) {
+      for (int part = 1; part < parts; ++part)
+        for (int which = 0; which < 2; ++which)
+          if (which == 0 ? grad_weight : grad_bias)
+            for (int64_t at = begin; at < end; ++at)
+              totals[which * stride + at] += totals[(2 * part + which) * stride + at];
+      store_totals(grad_weight, totals, begin, end);
+      store_totals(grad_bias, totals + stride, begin, end);
+    });
+  }
+
+  // Threads share each row by columns, and each owns the totals of its columns.
+  template <bool kStream>
+  void by_columns(int threads) const {
+    const int64_t pieces = pieces_of(columns), group = group_within(last_level_cache() / 2);
+    Scratch<Gradients> partials(group * pieces);
+    const int64_t stride = (columns + kLanes - 1) / kLanes * kLanes;
+    Scratch<double> totals(2 * stride);
+    double *weight_totals = grad_weight ? totals + 0 : nullptr, *bias_totals = grad_bias ? totals + stride : nullptr;
+    for (int64_t first = 0; first < rows; first += group) {
+      const int64_t count = std::min(group, rows - first);
+      parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t piece = begin; piece < end; ++piece) partials[r * pieces + piece] = piece_sums(first + r, piece);
+      });
+      parallel_for(pieces, threads, [&](int64_t begin_piece, int64_t end_piece, int) {
+        const int64_t begin = begin_piece * kPiece, end = std::min(columns, end_piece * kPiece);
+        if (first == 0 && weight_totals) std::fill(weight_totals + begin, weight_totals + end, 0.0);
+        if (first == 0 && bias_totals) std::fill(bias_totals + begin, bias_totals + end, 0.0);
+        Row row[kRowsTogether];
+        for (int64_t r = 0; r < count; ++r) {
+          Gradients sums;
+          for (int64_t i = 0; i < pieces; ++i) sums += partials[r * pieces + i];
+          row[r] = row_coefficients(first + r, sums);
+        }
+        gradients<kStream>(first, count, row, begin, end, weight_totals, bias_totals);
+        if constexpr (kStream) end_of_stream();
+        if (first + count < rows) return;
+        store_totals(grad_weight, weight_totals, begin, end);
+        store_totals(grad_bias, bias_totals, begin, end);
+      });
+    }
+  }
+
+  template <bool kStream>
+  void run(int threads) const {
+    const bool large_totals = columns * 2 * static_cast<int64_t>(sizeof(double)) > kCached;
+    share_rows(rows, columns, threads) || large_totals ? by_columns<kStream>(threads) : by_rows<kStream>(threads);
+  }
+};
+
+}  // namespace normext::cpu::NORMEXT_ISA

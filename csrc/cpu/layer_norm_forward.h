@@ -1,0 +1,177 @@
+// layer_norm_forward.h -- LayerNorm forward on the CPU. A row stays in cache between the pass that sums it and the pass
+// that writes.
+#pragma once
+#include <tuple>
+#include <utility>
+
+#include "rows.h"
+
+namespace normext::cpu::NORMEXT_ISA {
+
+// Sums of d and d^2, d = x - shift.
+template <class Sum, class T>
+std::pair<double, double> sums_about(Scalar<T> shift, const T* x, int64_t count) {
+  const T* const in[1] = {x};
+  const Vector<T> k[1] = {broadcast(shift)};
+  Doubles sums[2] = {};
+  add_sums<Sum>(0, count, Inputs<T, 1>{in}, k, sums);
+  return {sum(sums[0]), sum(sums[1])};
+}
+
+// A value near the mean: at least a vector of elements is there.
+template <class T>
+Scalar<T> guess(const T* x) {
+  return static_cast<Scalar<T>>(sum(widen(load(x))) / kLanes);
+}
+
+// Of `count` elements, at least one, in float64.
+template <class T>
+Moments wide_moments_of(const T* x, int64_t count) {
+  Scalar<T> shift = load_one(x);
+  auto [first, second] = sums_about<WideMomentSums<T>>(shift, x, count);
+  if (kTwoPasses<T>) {
+    shift += first / count;
+    std::tie(first, second) = sums_about<WideMomentSums<T>>(shift, x, count);
+  }
+  return moments_from_sums(count, shift, first, second);
+}
+
+template <class T>
+Moments moments_of(const T* x, int64_t count, double eps) {
+  if (!kTwoPasses<T> && count >= kFew) {
+    const auto shift = guess(x);
+    const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
+    if (sound(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
+  }
+  return wide_moments_of(x, count);
+}
+
+template <class T, class P>
+struct LayerNormRows {
+  using S = Scalar<T>;
+  using V = Vector<T>;
+
+  const T* input;
+  const P *weight, *bias;
+  T* output;
+  S *mean, *rstd;
+  int64_t rows, columns;
+  double eps;
+
+  explicit LayerNormRows(const LayerNormForward& op)
+      : input(static_cast<const T*>(op.input)),
+        weight(static_cast<const P*>(op.weight)),
+        bias(static_cast<const P*>(op.bias)),
+        output(static_cast<T*>(op.output)),
+        mean(static_cast<S*>(op.mean)),
+        rstd(static_cast<S*>(op.rstd)),
+        rows(op.rows),
+        columns(op.columns),
+        eps(op.eps) {}
+
+  Moments piece_moments(int64_t row, int64_t piece) const {
+    return moments_of(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
+  }
+
+  // Columns [begin, end) of a row's output, (x - mean) * rstd * weight + bias. The mean is split into high + low:
+  // float32 cannot hold it all where it is far from zero, and the difference must be exact.
+  template <bool kStream>
+  void normalize(int64_t row, double mean, double rstd, int64_t begin, int64_t end) const {
+    const auto high = static_cast<S>(mean);
+    const V center = broadcast(high), scale = broadcast(static_cast<S>(rstd));
+    const V shift = broadcast(static_cast<S>((high - mean) * rstd));
+    const V one = broadcast(S{1}), zero = broadcast(S{0});
+    const T* x = input + row * columns;
+    map_vectors<kStream>(output + row * columns, begin, end,
+                         [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
+                           const V xhat = fma(load(x + at, count) - center, scale, shift);
+                           return fma(xhat, load_or(w, at, count, one), load_or(b, at, count, zero));
+                         });
+  }
+
+  // Means and variances of `count` rows of one piece. The steps that wait for each other are taken for all rows at
+  // once.
+  void statistics(int64_t first_row, int64_t count, double (&means)[kRowsTogether],
+                  double (&vars)[kRowsTogether]) const {
+    const double n = static_cast<double>(columns);
+    double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
+    bool is_sound[kRowsTogether];
+    const T* x = input + first_row * columns;
+    for (int64_t r = 0; r < count; ++r) {
+      const S near = guess(x + r * columns);
+      shift[r] = near;
+      std::tie(first[r], second[r]) = sums_about<MomentSums<T>>(near, x + r * columns, columns);
+    }
+    for (int64_t r = 0; r < kRowsTogether; ++r) {
+      const Moments moments = moments_from_sums(n, shift[r], first[r], second[r]);
+      means[r] = moments.mean;
+      vars[r] = moments.variance();
+      is_sound[r] = sound(n, first[r], second[r], eps);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      if (is_sound[r]) continue;
+      const Moments moments = wide_moments_of(x + r * columns, columns);
+      means[r] = moments.mean;
+      vars[r] = moments.variance();
+    }
+  }
+
+  template <bool kStream>
+  void by_rows(int threads) const {
+    const int64_t pieces = pieces_of(columns);
+    const bool together = !kTwoPasses<T> && columns >= kFew && pieces == 1;
+    const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
+    const int64_t group = together ? std::clamp<int64_t>(kFirstLevel / row_bytes, 1, kRowsTogether) : 1;
+    parallel_for(rows, threads, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; row += group) {
+        const int64_t count = std::min(group, end - row);
+        double means[kRowsTogether], vars[kRowsTogether], rstds[kRowsTogether];
+        if (together) {
+          statistics(row, count, means, vars);
+        } else {
+          Moments moments;
+          for (int64_t piece = 0; piece < pieces; ++piece) moments += piece_moments(row, piece);
+          std::fill_n(means, kRowsTogether, moments.mean);
+          std::fill_n(vars, kRowsTogether, moments.variance());
+        }
+        for (int64_t r = 0; r < kRowsTogether; ++r) rstds[r] = reciprocal_std(vars[r], eps);
+        for (int64_t r = 0; r < count; ++r) {
+          mean[row + r] = static_cast<S>(means[r]);
+          rstd[row + r] = static_cast<S>(rstds[r]);
+          normalize<kStream>(row + r, means[r], rstds[r], 0, columns);
+        }
+      }
+      if constexpr (kStream) end_of_stream();
+    });
+  }
+
+  // Threads share each row by columns.
+  void by_columns(int threads) const {
+    const int64_t pieces = pieces_of(columns);
+    Scratch<Moments> partials(rows * pieces);
+    parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t piece = begin; piece < end; ++piece) partials[row * pieces + piece] = piece_moments(row, piece);
+    });
+    parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = 0; row < rows; ++row) {
+        Moments moments;
+        for (int64_t piece = 0; piece < pieces; ++piece) moments += partials[row * pieces + piece];
+        const double r = reciprocal_std(moments.variance(), eps);
+        if (begin == 0) {
+          mean[row] = static_cast<S>(moments.mean);
+          rstd[row] = static_cast<S>(r);
+        }
+        normalize<false>(row, moments.mean, r, begin * kPiece, std::min(columns, end * kPiece));
+      }
+    });
+  }
+
+  void run(int threads) const {
+    if (share_rows(rows, columns, threads)) return by_columns(threads);
+    should_stream(2 * rows * columns * static_cast<int64_t>(sizeof(T))) ? by_rows<true>(threads)
+                                                                        : by_rows<false>(threads);
+  }
+};
+
+}  // namespace normext::cpu::NORMEXT_ISA
