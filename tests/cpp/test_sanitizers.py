@@ -1,12 +1,12 @@
 """The kernels under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer: see kernels.cpp.
 
-That they find what they are for was tried with faults planted in layer_norm.cpp, one at a time, each found in the first
-case that runs into it:
+That they find what they are for was tried with planted faults, one at a time, each found in the first case that runs
+into it:
 
-- normalize() stores end - at + 1 elements in its last step, or loads as many: of every instruction set, also where a
-  masked vector instruction does it, which AddressSanitizer does not see and the page behind each array does;
-- normalize() reads x[-1]: poisoned memory;
-- by_rows() gives every thread the totals of part 0: a data race.
+- for_vectors() in passes.h takes one element too many in its last step: where a masked vector instruction does it,
+  AddressSanitizer does not see it and the page behind each array does;
+- normalize() in layer_norm_forward.h reads x[-1]: poisoned memory;
+- by_rows() in layer_norm_backward.h gives every thread the totals of part 0: a data race.
 """
 
 import os
