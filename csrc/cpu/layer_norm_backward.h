@@ -113,8 +113,12 @@ struct LayerNormGradients {
   }
 
   void store_totals(P* gradient, const double* totals, int64_t begin, int64_t end) const {
-    if (gradient)
-      for (int64_t at = begin; at < end; ++at) store_one(gradient + at, totals[at]);
+    if (!gradient) return;
+    for_vectors(begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
+      Vector<P> rounded;
+      narrow(load(totals + at, count), rounded);
+      store(gradient + at, rounded, count);
+    });
   }
 
   // Rows at a time, of which both gradients' and inputs' stay within `bytes` from the sums to the elementwise pass.

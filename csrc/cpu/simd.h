@@ -80,6 +80,23 @@ inline Doubles widen(Floats x) {
 #endif
 }
 
+// To the type a kernel computes in.
+inline void narrow(Doubles from, Doubles& to) { to = from; }
+inline void narrow(Doubles from, Floats& to) {
+#if defined(__AVX512F__)
+  to = _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(from.low)), _mm512_cvtpd_ps(from.high), 1);
+#elif defined(__AVX2__)
+  to = _mm256_set_m128(_mm256_cvtpd_ps(from.high), _mm256_cvtpd_ps(from.low));
+#elif defined(__x86_64__)
+  to = _mm_movelh_ps(_mm_cvtpd_ps(from.low), _mm_cvtpd_ps(from.high));
+#else
+  for (int i = 0; i < kLanes / 2; ++i) {
+    to[i] = static_cast<float>(from.low[i]);
+    to[i + kLanes / 2] = static_cast<float>(from.high[i]);
+  }
+#endif
+}
+
 // a * b + c, rounded once where the machine can (all but x86-64's baseline). Always spelled out, never left to the
 // compiler, which fuses in one place and not in another: the same element must come out the same wherever it stands.
 #if defined(__AVX512F__)
