@@ -19,9 +19,11 @@ constexpr int64_t kNarrow = 256;        // columns; narrower matrices get severa
 constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut between threads
 constexpr int64_t kCachedElements = kCached / 8;
 
-// Elements; shorter planes are walked as columns. Those need tables of coefficients and totals, which few samples do
-// not pay for.
-inline int64_t shortest_plane(int64_t batch) { return (batch <= 16 ? 2 : 4) * kLanes; }
+constexpr int64_t kShortPlane = 4 * kLanes;
+
+// Elements; shorter planes are walked as columns. Sums by columns take no sum of lanes, but tables of coefficients and
+// totals, which few samples do not pay for.
+inline int64_t shortest_plane(int64_t batch, bool sums) { return sums && batch > 16 ? kShortPlane : kShortPlane / 2; }
 
 class Channels {
  public:
@@ -31,9 +33,9 @@ class Channels {
       : channels_(shape.channels),
         total_(shape.batch * shape.channels * shape.plane),
         plane_(shape.channels_last ? 1 : shape.plane),
-        by_planes_(plane_ >= shortest_plane(shape.batch)),
+        by_planes_(plane_ >= shortest_plane(shape.batch, sums)),
         sums_(sums),
-        stream_(should_stream(bytes)),
+        stream_(should_stream(bytes) && !(by_planes_ && plane_ < kShortPlane)),  // they are mostly parts of lines
         threads_(threads_for(total_, threads)) {
     if (by_planes_) {
       pieces_ = (plane_ + kPlanePiece - 1) / kPlanePiece;
