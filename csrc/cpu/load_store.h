@@ -38,13 +38,33 @@ inline Shorts narrow_bits(Words x) {  // x < 2^16
 #endif
 }
 
-inline Floats widen_bfloat16(Shorts x) { return (Floats)(widen_bits(x) << 16); }
-
-inline Shorts narrow_bfloat16(Floats x) {
-  const Words bits = (Words)x;
-  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  return narrow_bits(x == x ? rounded : Words{} + 0x7fc0);
+// A bfloat16 is the upper half of a float32; rounding goes to nearest, ties to even.
+inline Words round_to_bfloat16(Floats x) {
+  const Words bits = (Words)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return x == x ? rounded : Words{} + 0x7fc00000;
 }
+#if defined(__AVX512F__)
+// One shuffle instead of a conversion and a shift.
+struct UpperHalves {
+  alignas(64) uint16_t from_halves[32] = {}, from_words[32] = {};
+  constexpr UpperHalves() {
+    for (uint16_t i = 0; i < kLanes; ++i) from_halves[2 * i + 1] = i, from_words[i] = 2 * i + 1;
+  }
+};
+constexpr UpperHalves kUpperHalves;
+
+inline Floats widen_bfloat16(Shorts x) {
+  const __m512i order = _mm512_load_si512(kUpperHalves.from_halves);
+  return (Floats)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, order, _mm512_castsi256_si512((__m256i)x));
+}
+inline Shorts narrow_bfloat16(Floats x) {
+  const __m512i order = _mm512_load_si512(kUpperHalves.from_words);
+  return (Shorts)_mm512_castsi512_si256(_mm512_permutexvar_epi16(order, (__m512i)round_to_bfloat16(x)));
+}
+#else
+inline Floats widen_bfloat16(Shorts x) { return (Floats)(widen_bits(x) << 16); }
+inline Shorts narrow_bfloat16(Floats x) { return narrow_bits(round_to_bfloat16(x) >> 16); }
+#endif
 
 inline Floats widen_float16(Shorts x) {
 #if defined(__AVX512F__)
