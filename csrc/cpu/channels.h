@@ -42,7 +42,8 @@ class Channels {
       units_ = shape.batch * pieces_;
       // A block's share of all samples should stay in cache from the sums to the map, each a run worth fetching.
       const int64_t run = std::clamp<int64_t>(2 * kCachedElements / shape.batch, 512, 4096);
-      block_channels_ = std::clamp<int64_t>(run / plane_, 1, kBlockChannels);
+      const int64_t most = std::clamp<int64_t>(channels_ / (4 * threads_), 1, kBlockChannels);
+      block_channels_ = std::clamp<int64_t>(run / plane_, 1, most);
       // Without sums there is nothing to keep: all channels of a sample are mapped in the order of memory.
       if (!sums && units_ >= threads_) block_channels_ = channels_;
     } else {
