@@ -200,7 +200,7 @@ Vector<T> load_part(const T* p, int64_t count) {
   return load(lanes);
 }
 #endif
-template <class T>  // for half types with AVX-512 too: AMD's cores take long for 16-bit stores under a mask
+template <class T>  // for half types with AVX-512 too
 void store_part(T* p, Vector<T> x, int64_t count) {
   T lanes[kLanes];
   store(lanes, x);
