@@ -3,8 +3,8 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <iterator>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "batch_norm.h"
@@ -15,25 +15,24 @@ namespace py = pybind11;
 namespace normext {
 namespace {
 
-const std::vector<std::pair<std::string, cpu::Isa>> kIsas = {
-    {"baseline", cpu::Isa::baseline}, {"avx2", cpu::Isa::avx2}, {"avx512", cpu::Isa::avx512}};
-
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
-  for (const auto& [name, isa] : kIsas)
-    if (cpu::supported(isa)) names.push_back(name);
+  for (const auto& [isa, name] : cpu::kIsas)
+    if (cpu::supported(isa)) names.emplace_back(name);
   return names;
 }
 
 void set_isa(const std::string& name) {
-  const auto found = std::find_if(kIsas.begin(), kIsas.end(), [&](const auto& isa) { return isa.first == name; });
-  TORCH_CHECK_VALUE(found != kIsas.end() && cpu::supported(found->second),
-                    "expected an instruction set this machine has (", supported_isas(), "), but got ", name);
-  cpu::set_isa(found->second);
+  const auto* const end = std::end(cpu::kIsas);
+  const auto* const found =
+      std::find_if(cpu::kIsas, end, [&](const cpu::NamedIsa& known) { return known.name == name; });
+  TORCH_CHECK_VALUE(found != end && cpu::supported(found->isa), "expected an instruction set this machine has (",
+                    supported_isas(), "), but got ", name);
+  cpu::set_isa(found->isa);
 }
 
 std::string get_isa() {
-  for (const auto& [name, isa] : kIsas)
+  for (const auto& [isa, name] : cpu::kIsas)
     if (isa == cpu::current_isa()) return name;
   return "";
 }

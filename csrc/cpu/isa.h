@@ -7,7 +7,15 @@
 
 namespace normext::cpu {
 
-enum class Isa : uint8_t { baseline, avx2, avx512 };  // ascending; baseline is SSE2 on x86-64, NEON on aarch64
+// Ascending: a machine that has one has those before it. Baseline is SSE2 on x86-64, NEON on aarch64.
+enum class Isa : uint8_t { baseline, avx2, avx512, avx512_bf16 };
+
+struct NamedIsa {
+  Isa isa;
+  const char* name;
+};
+constexpr NamedIsa kIsas[] = {
+    {Isa::baseline, "baseline"}, {Isa::avx2, "avx2"}, {Isa::avx512, "avx512"}, {Isa::avx512_bf16, "avx512_bf16"}};
 
 bool supported(Isa isa);
 Isa current_isa();
@@ -23,6 +31,8 @@ template <class Op>
 void run(const Op& op, int threads) {
   switch (current_isa()) {
 #if defined(__x86_64__)
+    case Isa::avx512_bf16:
+      return run_on<Isa::avx512_bf16>(op, threads);
     case Isa::avx512:
       return run_on<Isa::avx512>(op, threads);
     case Isa::avx2:

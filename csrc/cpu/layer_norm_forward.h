@@ -89,6 +89,31 @@ struct LayerNormRows {
                          });
   }
 
+  // For `count` rows, or as many as have their two sums in one vector: a shift, and sums of d and d^2, d = x - shift.
+  // The lanes of all are summed in the same instructions.
+  static constexpr int kRowsSummed = kLanes / 2;
+  void short_row_sums(const T* x, int64_t count, double* shift, double* first, double* second) const {
+    Floats lanes[kLanes] = {};
+    for (int r = 0; r < kRowsSummed && r < count; ++r) lanes[r] = load(x + r * columns);
+    float near[kLanes];
+    store(near, sum_each(lanes) * (1.0f / kLanes));
+    Doubles totals{};
+    for (int64_t at = 0, stop; at < columns; at = stop) {
+      stop = std::min(columns, at + kShort / 2 * kLanes);  // the sums of lanes are float32's, too
+      for (int r = 0; r < kRowsSummed && r < count; ++r) {
+        const T* const in[1] = {x + r * columns};
+        const Floats k[1] = {broadcast(near[r])};
+        const auto sums = short_sum<MomentSums<T>>(0, at, stop, Inputs<T, 1>{in}, k);
+        lanes[r] = sums.first;
+        lanes[r + kRowsSummed] = sums.second;
+      }
+      totals += widen(sum_each(lanes));
+    }
+    for (int r = 0; r < kRowsSummed; ++r) shift[r] = near[r];
+    store_raw(first, totals.low);
+    store_raw(second, totals.high);
+  }
+
   // Means and variances of `count` rows of one piece. The steps that wait for each other are taken for all rows at
   // once.
   void statistics(int64_t first_row, int64_t count, double (&means)[kRowsTogether],
@@ -97,10 +122,15 @@ struct LayerNormRows {
     double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
     bool is_sound[kRowsTogether];
     const T* x = input + first_row * columns;
-    for (int64_t r = 0; r < count; ++r) {
-      const S near = guess(x + r * columns);
-      shift[r] = near;
-      std::tie(first[r], second[r]) = sums_about<MomentSums<T>>(near, x + r * columns, columns);
+    if (columns <= kShort * kLanes) {
+      for (int64_t r = 0; r < kRowsTogether; r += kRowsSummed)
+        short_row_sums(x + r * columns, count - r, shift + r, first + r, second + r);
+    } else {
+      for (int64_t r = 0; r < count; ++r) {
+        const S near = guess(x + r * columns);
+        shift[r] = near;
+        std::tie(first[r], second[r]) = sums_about<MomentSums<T>>(near, x + r * columns, columns);
+      }
     }
     for (int64_t r = 0; r < kRowsTogether; ++r) {
       const Moments moments = moments_from_sums(n, shift[r], first[r], second[r]);
@@ -126,9 +156,10 @@ struct LayerNormRows {
       for (int64_t row = begin; row < end; row += group) {
         const int64_t count = std::min(group, end - row);
         double means[kRowsTogether], vars[kRowsTogether], rstds[kRowsTogether];
-        if (together) {
-          statistics(row, count, means, vars);
-        } else {
+        if constexpr (!kTwoPasses<T>) {
+          if (together) statistics(row, count, means, vars);
+        }
+        if (!together) {
           Moments moments;
           for (int64_t piece = 0; piece < pieces; ++piece) moments += piece_moments(row, piece);
           std::fill_n(means, kRowsTogether, moments.mean);

@@ -16,6 +16,7 @@ struct Float16 {
 };
 
 typedef uint16_t Shorts __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint16_t ShortPair __attribute__((vector_size(kVectorBytes)));  // of two vectors of floats
 
 // ------------------------------------------------------------------------------------------------ conversions
 // Zero-extended, and the low halves; in intrinsics where g++ takes several instructions for what is one.
@@ -39,32 +40,78 @@ inline Shorts narrow_bits(Words x) {  // x < 2^16
 }
 
 // A bfloat16 is the upper half of a float32; rounding goes to nearest, ties to even.
-inline Words round_to_bfloat16(Floats x) {
-  const Words bits = (Words)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  return x == x ? rounded : Words{} + 0x7fc00000;
+inline Words round_number_to_bfloat16(Floats x) {  // not a NaN, of which it could make an infinity or zero
+  const Words bits = (Words)x;
+  return bits + 0x7fff + ((bits >> 16) & 1);
 }
+inline Words round_to_bfloat16(Floats x) { return x == x ? round_number_to_bfloat16(x) : Words{} + 0x7fc00000; }
+
+#if defined(__AVX512BF16__)
+// The processor's own rounding takes subnormal numbers for zero.
+inline bool has_subnormal(Floats x, Floats y) {
+  constexpr int kSubnormal = 0x20;
+  return _mm512_fpclass_ps_mask(x, kSubnormal) | _mm512_fpclass_ps_mask(y, kSubnormal);
+}
+#endif
+
 #if defined(__AVX512F__)
-// One shuffle instead of a conversion and a shift.
+// One shuffle instead of conversions and shifts.
 struct UpperHalves {
-  alignas(64) uint16_t from_halves[32] = {}, from_words[32] = {};
+  alignas(64) uint16_t from_shorts[32] = {}, from_words[32] = {};
   constexpr UpperHalves() {
-    for (uint16_t i = 0; i < kLanes; ++i) from_halves[2 * i + 1] = i, from_words[i] = 2 * i + 1;
+    for (uint16_t i = 0; i < 32; ++i) from_shorts[i] = i / 2, from_words[i] = 2 * i + 1;
   }
 };
 constexpr UpperHalves kUpperHalves;
 
 inline Floats widen_bfloat16(Shorts x) {
-  const __m512i order = _mm512_load_si512(kUpperHalves.from_halves);
+  const __m512i order = _mm512_load_si512(kUpperHalves.from_shorts);
   return (Floats)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, order, _mm512_castsi256_si512((__m256i)x));
 }
+inline ShortPair upper_halves(Words x, Words y) {
+  return (ShortPair)_mm512_permutex2var_epi16((__m512i)x, _mm512_load_si512(kUpperHalves.from_words), (__m512i)y);
+}
 inline Shorts narrow_bfloat16(Floats x) {
-  const __m512i order = _mm512_load_si512(kUpperHalves.from_words);
-  return (Shorts)_mm512_castsi512_si256(_mm512_permutexvar_epi16(order, (__m512i)round_to_bfloat16(x)));
+#if defined(__AVX512BF16__)
+  if (!has_subnormal(x, x)) [[likely]]
+    return (Shorts)_mm512_cvtneps_pbh(x);
+#endif
+  return (Shorts)_mm512_castsi512_si256((__m512i)upper_halves(round_to_bfloat16(x), Words{}));
 }
 #else
 inline Floats widen_bfloat16(Shorts x) { return (Floats)(widen_bits(x) << 16); }
 inline Shorts narrow_bfloat16(Floats x) { return narrow_bits(round_to_bfloat16(x) >> 16); }
+#if defined(__AVX2__)
+inline ShortPair upper_halves(Words x, Words y) {
+  const __m256i by_quarters = _mm256_packus_epi32((__m256i)(x >> 16), (__m256i)(y >> 16));
+  return (ShortPair)_mm256_permute4x64_epi64(by_quarters, _MM_SHUFFLE(3, 1, 2, 0));
+}
+#elif defined(__x86_64__)
+inline ShortPair upper_halves(Words x, Words y) {
+  return (ShortPair)_mm_packs_epi32(_mm_srai_epi32((__m128i)x, 16), _mm_srai_epi32((__m128i)y, 16));
+}
+#else
+inline ShortPair upper_halves(Words x, Words y) { return (ShortPair)vuzp2q_u16((uint16x8_t)x, (uint16x8_t)y); }
 #endif
+#endif
+
+// Two vectors at once, and numbers apart from what is rare.
+inline ShortPair narrow_bfloat16(Floats x, Floats y) {
+#if defined(__AVX512BF16__)
+  if (!has_subnormal(x, y)) [[likely]]
+    return (ShortPair)_mm512_cvtne2ps_pbh(y, x);
+#elif defined(__AVX512F__)
+  if (_mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q) == 0) [[likely]]
+    return upper_halves(round_number_to_bfloat16(x), round_number_to_bfloat16(y));
+#elif defined(__AVX2__)
+  if (_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q)) == 0) [[likely]]
+    return upper_halves(round_number_to_bfloat16(x), round_number_to_bfloat16(y));
+#elif defined(__x86_64__)
+  if (_mm_movemask_ps(_mm_cmpunord_ps(x, y)) == 0) [[likely]]
+    return upper_halves(round_number_to_bfloat16(x), round_number_to_bfloat16(y));
+#endif
+  return upper_halves(round_to_bfloat16(x), round_to_bfloat16(y));
+}
 
 inline Floats widen_float16(Shorts x) {
 #if defined(__AVX512F__)
@@ -147,6 +194,20 @@ inline void stream(double* p, Doubles x) {
 }
 inline void stream(BFloat16* p, Floats x) { stream_raw(p, narrow_bfloat16(x)); }
 inline void stream(Float16* p, Floats x) { stream_raw(p, narrow_float16(x)); }
+
+// Two vectors, one after the other.
+template <class T>
+NORMEXT_INLINE inline void store(T* p, Vector<T> x, Vector<T> y) {
+  store(p, x);
+  store(p + kLanes, y);
+}
+NORMEXT_INLINE inline void store(BFloat16* p, Floats x, Floats y) { store_raw(p, narrow_bfloat16(x, y)); }
+template <class T>
+NORMEXT_INLINE inline void stream(T* p, Vector<T> x, Vector<T> y) {
+  stream(p, x);
+  stream(p + kLanes, y);
+}
+NORMEXT_INLINE inline void stream(BFloat16* p, Floats x, Floats y) { stream_raw(p, narrow_bfloat16(x, y)); }
 
 // Makes what was streamed visible to other threads, as stores are by themselves.
 inline void end_of_stream() {

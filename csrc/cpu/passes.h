@@ -2,6 +2,7 @@
 // from its vectors to those of the output.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "sums.h"
 
@@ -21,35 +22,43 @@ struct Inputs {
   }
 };
 
-// Adds Sum (sums.h) over the elements [begin, end) to totals: inputs(at, count, x) gives the vectors at `at`. The cut
-// into vectors and short sums depends on begin and end alone.
+// Sum (sums.h) over the elements [at, stop) of a run from `begin`: inputs(at, count, x) gives the vectors at `at`. If
+// `stop` is not the end of the run, it is whole vectors away.
+template <class Sum, class Vector, class Inputs>
+NORMEXT_INLINE inline Sum short_sum(int64_t begin, int64_t at, int64_t stop, const Inputs& inputs,
+                                    const Vector (&k)[Sum::kCoefficients]) {
+  Vector x[Sum::kInputs];
+  Sum chains[kChains];
+  for (; at + kChains * kLanes <= stop; at += kChains * kLanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kChains; ++i) {
+      inputs(at + i * kLanes, kLanes, x);
+      chains[i].add(x, k);
+    }
+  }
+  for (; at + kLanes <= stop; at += kLanes) {
+    inputs(at, kLanes, x);
+    chains[0].add(x, k);
+  }
+  if (at < stop && stop - begin >= kLanes) {  // a whole vector, less what has been added
+    inputs(stop - kLanes, kLanes, x);
+    chains[0].add(x, k, {kLanes - (stop - at), kLanes});
+  } else if (at < stop) {
+    inputs(at, stop - at, x);
+    chains[0].add(x, k, {0, stop - at});
+  }
+  return join(chains);
+}
+
+// Adds Sum over the elements [begin, end) to totals. The cut into vectors and short sums depends on begin and end
+// alone.
 template <class Sum, class Vector, class Inputs>
 NORMEXT_INLINE inline void add_sums(int64_t begin, int64_t end, const Inputs& inputs,
                                     const Vector (&k)[Sum::kCoefficients], Doubles (&totals)[Sum::kSums]) {
-  Vector x[Sum::kInputs];
   for (int64_t at = begin; at < end;) {
-    Sum chains[kChains];
     const int64_t stop = std::min(end, at + kShort * kLanes);
-    for (; at + kChains * kLanes <= stop; at += kChains * kLanes) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kChains; ++i) {
-        inputs(at + i * kLanes, kLanes, x);
-        chains[i].add(x, k);
-      }
-    }
-    for (; at + kLanes <= stop; at += kLanes) {
-      inputs(at, kLanes, x);
-      chains[0].add(x, k);
-    }
-    if (at < stop && end - begin >= kLanes) {  // a whole vector, less what has been added
-      inputs(end - kLanes, kLanes, x);
-      chains[0].add(x, k, {kLanes - (stop - at), kLanes});
-    } else if (at < stop) {
-      inputs(at, stop - at, x);
-      chains[0].add(x, k, {0, stop - at});
-    }
+    short_sum<Sum>(begin, at, stop, inputs, k).flush(totals);
     at = stop;
-    join(chains).flush(totals);
   }
 }
 
@@ -73,23 +82,48 @@ NORMEXT_INLINE inline void for_vectors(int64_t begin, int64_t end, const F& f) {
     f(at, end - at);
 }
 
-// out[i] = f(i) for the elements [begin, end), where f(at, count) gives vectors. With kStream, past the caches: whole
-// cache lines only, since streaming a part of a line and storing to the rest costs more than either.
-template <bool kStream, class T, class F>
-NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const F& f) {
+// The vectors that fill a cache line.
+template <class T>
+constexpr int kLineVectors = std::max<int>(64 / (kLanes * sizeof(T)), 1);
+
+// out[i] = f(i) for the elements [begin, end), where f(at, count) gives vectors; ahead(at) comes before each line. With
+// kStream, past the caches: whole cache lines only, since streaming a part of a line and storing to the rest costs more
+// than either.
+template <bool kStream, class T, class F, class Ahead>
+NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const F& f, const Ahead& ahead) {
+  constexpr int64_t kLine = kLineVectors<T> * kLanes;
+  const auto store_line = [&](int64_t at, auto stream_it) NORMEXT_INLINE {
+    ahead(at);
+    if constexpr (kLineVectors<T> == 1) {
+      stream_it ? stream(out + at, f(at, kLanes)) : store(out + at, f(at, kLanes));
+    } else {
+#pragma GCC unroll 4
+      for (int64_t pair = at; pair < at + kLine; pair += 2 * kLanes) {
+        const Vector<T> x = f(pair, kLanes), y = f(pair + kLanes, kLanes);
+        stream_it ? stream(out + pair, x, y) : store(out + pair, x, y);
+      }
+    }
+  };
   const auto store_vectors = [&](int64_t from, int64_t to) NORMEXT_INLINE {
-    for_vectors(from, to, [&](int64_t at, int64_t count) NORMEXT_INLINE { store(out + at, f(at, count), count); });
+    int64_t at = from;
+    for (; at + kLine <= to; at += kLine) store_line(at, std::false_type{});
+    if (at == to) return;
+    const int64_t rest = at > from ? std::min(at, to - kLanes) : at;
+    for_vectors(rest, to, [&](int64_t i, int64_t count) NORMEXT_INLINE { store(out + i, f(i, count), count); });
   };
   if constexpr (!kStream) {
     store_vectors(begin, end);
   } else {
-    constexpr int64_t kLine = std::max<int64_t>(64 / sizeof(T), kLanes);  // elements, in whole vectors
     const int64_t before_line = -reinterpret_cast<uintptr_t>(out + begin) % 64 / sizeof(T);
     const int64_t first_line = std::min(end, begin + before_line), lines = (end - first_line) / kLine * kLine;
     store_vectors(begin, first_line);
-    for (int64_t at = first_line; at < first_line + lines; at += kLanes) stream(out + at, f(at, kLanes));
+    for (int64_t at = first_line; at < first_line + lines; at += kLine) store_line(at, std::true_type{});
     store_vectors(first_line + lines, end);
   }
+}
+template <bool kStream, class T, class F>
+NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const F& f) {
+  map_vectors<kStream>(out, begin, end, f, [](int64_t) {});
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

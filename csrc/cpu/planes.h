@@ -50,12 +50,12 @@ void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& bl
   block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
-    map_vectors<kStream>(out, begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
+    const auto apply = [&](int64_t at, int64_t count) NORMEXT_INLINE {
       Vector<T> x[Map::kInputs];
       inputs(at, count, x);
-      inputs.prefetch(at + next_block);
       return Map::apply(x, k);
-    });
+    };
+    map_vectors<kStream>(out, begin, end, apply, [&](int64_t at) NORMEXT_INLINE { inputs.prefetch(at + next_block); });
   });
 }
 

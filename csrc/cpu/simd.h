@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -133,6 +134,26 @@ inline double sum(Doubles x) {
 #else
   return lanes[0] + lanes[1];
 #endif
+}
+
+// The sums of the lanes of kLanes vectors: lane i has that of vector i. Halves are added to halves.
+template <int kHalf, int... kLane>
+Floats add_halves(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
+  // Of each 2 * kHalf lanes: kHalf sums of lanes of a, then as many of b.
+  constexpr auto from = [](int lane) { return lane & kHalf ? lane - kHalf + kLanes : lane; };
+  return __builtin_shufflevector(a, b, from(kLane)...) + __builtin_shufflevector(a, b, (from(kLane) + kHalf)...);
+}
+template <int kCount>
+NORMEXT_INLINE inline Floats sum_each(const Floats (&x)[kCount]) {
+  if constexpr (kCount == 1) {
+    return x[0];
+  } else {
+    constexpr int kHalf = kCount / 2;
+    Floats sums[kHalf];
+    for (int i = 0; i < kHalf; ++i)
+      sums[i] = add_halves<kHalf>(x[i], x[i + kHalf], std::make_integer_sequence<int, kLanes>{});
+    return sum_each(sums);
+  }
 }
 
 // All bits set in lanes [begin, end).

@@ -11,7 +11,7 @@
 namespace normext::cpu::NORMEXT_ISA {
 
 constexpr int kChains = kVectorBytes == 64 ? 4 : 2;  // AVX2 has half the registers
-constexpr int kShort = 4 * kChains;                  // vectors in a short sum
+constexpr int kShort = 8 * kChains;                  // vectors in a short sum
 
 // Lanes of a vector that count.
 struct Lanes {

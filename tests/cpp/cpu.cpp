@@ -10,12 +10,6 @@ namespace {
 constexpr int64_t kElementsPerThread = 16384;
 constexpr int64_t kCache = 32 << 20;
 
-struct NamedIsa {
-  cpu::Isa isa;
-  const char* name;
-};
-constexpr NamedIsa kIsas[] = {{cpu::Isa::baseline, "baseline"}, {cpu::Isa::avx2, "avx2"}, {cpu::Isa::avx512, "avx512"}};
-
 int thread_count;
 
 struct Machine {
@@ -25,7 +19,7 @@ struct Machine {
 
 std::vector<Setting> every_isa(std::initializer_list<Machine> machines) {
   std::vector<Setting> settings;
-  for (const NamedIsa& isa : kIsas) {
+  for (const cpu::NamedIsa& isa : cpu::kIsas) {
     if (!cpu::supported(isa.isa)) continue;
     for (const Machine machine : machines) {
       const std::string name =

@@ -22,7 +22,8 @@ void run_on(const Op& op, int) {
 #define EVERY_ISA(Op)                                  \
   template void run_on<Isa::baseline>(const Op&, int); \
   template void run_on<Isa::avx2>(const Op&, int);     \
-  template void run_on<Isa::avx512>(const Op&, int);
+  template void run_on<Isa::avx512>(const Op&, int);   \
+  template void run_on<Isa::avx512_bf16>(const Op&, int);
 EVERY_ISA(LayerNormForward)
 EVERY_ISA(LayerNormBackward)
 EVERY_ISA(BatchNormForward)

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = importlib.util.find_spec("normext._C").origin
-ISAS = ["baseline", "avx2", "avx512"]  # in the order of csrc/cpu/isa.h
+ISAS = ["baseline", "avx2", "avx512", "avx512_bf16"]  # in the order of csrc/cpu/isa.h
 
 x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="one instruction set on this processor")
 
@@ -32,8 +32,8 @@ def run(tool: str, *arguments: str) -> list[str]:
 
 def isa_of(symbol: str) -> str | None:
     """The instruction set a mangled name belongs to: by its namespace, or as run_on's argument (csrc/cpu/isa.h)."""
-    if match := re.search(r"7normext3cpu(?:6avx512|4avx2|8baseline)", symbol):
-        return re.sub(r".*cpu\d", "", match[0])
+    if match := re.search(r"7normext3cpu(?:\d+)(baseline|avx2|avx512_bf16|avx512)", symbol):
+        return match[1]
     if match := re.search(r"7normext3cpu6run_onILNS0_3IsaE(\d)E", symbol):
         return ISAS[int(match[1])]
     return None
@@ -65,6 +65,7 @@ def test_only_the_kernels_of_a_set_use_its_instructions(disassembly: dict[str, l
     """Every AVX instruction begins with a v, on the short registers too; no other one of user space does."""
     assert not users(disassembly, [None, "baseline"], r"^v")
     assert not users(disassembly, ["avx2"], r"%zmm|%[xy]mm(1[6-9]|[23]\d)|%k[0-7]")
+    assert not users(disassembly, ["avx512"], "bf16")
 
 
 @x86
@@ -72,6 +73,7 @@ def test_the_kernels_of_a_set_use_its_registers(disassembly: dict[str, list[str]
     assert users(disassembly, ["baseline"], "%xmm")
     assert users(disassembly, ["avx2"], "%ymm")
     assert users(disassembly, ["avx512"], "%zmm")
+    assert users(disassembly, ["avx512_bf16"], "bf16")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def objects() -> dict[str, list[Path]]:
 
 
 @x86
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS[1:])
 def test_objects_of_a_set_share_nothing(isa: str, objects: dict[str, list[Path]]) -> None:
     assert objects[isa]
     for path in objects[isa]:
@@ -103,7 +105,7 @@ def test_objects_of_a_set_share_nothing(isa: str, objects: dict[str, list[Path]]
 
 
 @x86
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS[1:])
 def test_objects_of_a_set_run_nothing_at_load_time(isa: str, objects: dict[str, list[Path]]) -> None:
     assert objects[isa]
     for path in objects[isa]:
