@@ -91,25 +91,36 @@ struct LayerNormGradients {
   void elementwise(int64_t first, int64_t rows, const Row* row, int64_t begin, int64_t end, T* dx,
                    double* weight_totals, double* bias_totals) const {
     const V one = broadcast(S{1});
-    for_vectors_once(begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
-      const V w = load_or(weight, at, count, one);
-      V dy_xhat{}, dy_sum{};
+    const auto add = [](double* totals, V sums) NORMEXT_INLINE {
+      if (totals) store(totals, load(totals) + widen(sums));  // there is room for whole vectors; the rest is never read
+    };
+    const auto vectors = [&]<int kVectors>(int64_t at, int64_t count) NORMEXT_INLINE {
+      V w[kVectors], dy_xhat[kVectors] = {}, dy_sum[kVectors] = {}, gradient[kVectors];
+      for (int v = 0; v < kVectors; ++v) w[v] = load_or(weight, at + v * kLanes, count, one);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = (first + r) * columns + at;
         const Coefficients k(row[r]);
-        const V dy = load(grad_output + i, count), xhat = k.xhat(load(input + i, count));
-        dy_xhat = fma(dy, xhat, dy_xhat);
-        dy_sum = dy_sum + dy;
+        for (int v = 0; v < kVectors; ++v) {
+          const V dy = load(grad_output + i + v * kLanes, count), xhat = k.xhat(load(input + i + v * kLanes, count));
+          dy_xhat[v] = fma(dy, xhat, dy_xhat[v]);
+          dy_sum[v] = dy_sum[v] + dy;
+          gradient[v] = k.gradient(dy, w[v], xhat);
+        }
         if (!dx) continue;
-        if (kStream)
-          stream(dx + i, k.gradient(dy, w, xhat));
+        if constexpr (kVectors == 2)
+          kStream ? stream(dx + i, gradient[0], gradient[1]) : store(dx + i, gradient[0], gradient[1]);
         else
-          store(dx + i, k.gradient(dy, w, xhat), count);
+          kStream ? stream(dx + i, gradient[0]) : store(dx + i, gradient[0], count);
       }
-      // Totals have room for whole vectors; lanes beyond `count` are never read.
-      if (weight_totals) store(weight_totals + at, load(weight_totals + at) + widen(dy_xhat));
-      if (bias_totals) store(bias_totals + at, load(bias_totals + at) + widen(dy_sum));
-    });
+      for (int v = 0; v < kVectors; ++v) {
+        add(weight_totals ? weight_totals + at + v * kLanes : nullptr, dy_xhat[v]);
+        add(bias_totals ? bias_totals + at + v * kLanes : nullptr, dy_sum[v]);
+      }
+    };
+    int64_t at = begin;
+    if constexpr (sizeof(T) == 2)  // two are rounded at once
+      for (; at + 2 * kLanes <= end; at += 2 * kLanes) vectors.template operator()<2>(at, kLanes);
+    for_vectors_once(at, end, [&](int64_t i, int64_t n) NORMEXT_INLINE { vectors.template operator()<1>(i, n); });
   }
 
   void store_totals(P* gradient, const double* totals, int64_t begin, int64_t end) const {
