@@ -23,7 +23,7 @@ constexpr int64_t kShortPlane = 4 * kLanes;
 
 // Elements; shorter planes are walked as columns. Sums by columns take no sum of lanes, but tables of coefficients and
 // totals, which few samples do not pay for.
-inline int64_t shortest_plane(int64_t batch, bool sums) { return sums && batch > 16 ? kShortPlane : kShortPlane / 2; }
+inline int64_t shortest_plane(int64_t batch, bool sums) { return sums && batch >= 16 ? kShortPlane : kShortPlane / 2; }
 
 class Channels {
  public:
