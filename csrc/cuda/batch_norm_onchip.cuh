@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     moments = moments_of(again);
   }
-  group_sum.finish();
+  group_sum.leave();
 
   A k[3];
   finish_forward<T>(op, channel, moments, rank == 0 && threadIdx.x == 0, k);
@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int e = 0; e < kSize; ++e) y[e] = Normalize::apply({v[e]}, k);
     store_vector(output + at.offset(), y);
   }
+  group_sum.finish();
 }
 
 template <class T, int kSize, int kThreads, bool kCluster>
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   double totals[3];
   sum.totals(saved, totals);
   group_sum(totals);
-  group_sum.finish();
+  group_sum.leave();
 
   A k[5];
   finish_backward<T>(op, channel, totals, slices.inverse_count, rank == 0 && threadIdx.x == 0, k);
@@ -134,6 +135,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int e = 0; e < kSize; ++e) dx[e] = TrainingGradient::apply({dy[e], x[e]}, k);
     store_vector(grad_input + at.offset(), dx);
   }
+  group_sum.finish();
 }
 
 }  // namespace normext::cuda

@@ -161,6 +161,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
     store(partials.weight, weight_sum);
     store(partials.bias, bias_sum);
   }
+  group_sum.leave();
   group_sum.finish();
 }
 

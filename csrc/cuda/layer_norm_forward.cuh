@@ -139,6 +139,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kV
   Row row(part, packs);
 
   const auto s = row_statistics(row, inverse_n, exists ? widen(*input) : A(0), group_sum);
+  group_sum.leave();
   const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
   if (exists) {
     if (part.is_first_of_row()) {

@@ -116,7 +116,8 @@ __device__ inline void store16_shared(void* shared, uint4 bits) {
 
 // Clusters. Code that calls these is compiled for every architecture, and launched only where device().has_clusters.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-__device__ inline void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+__device__ inline void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
+__device__ inline void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
 __device__ inline unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
 __device__ inline unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
 // The same shared variable in block `rank` of the cluster.
@@ -125,7 +126,8 @@ __device__ const T* cluster_peer(const T* shared, unsigned rank) {
   return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
 }
 #else
-__device__ inline void cluster_sync() {}
+__device__ inline void cluster_arrive() {}
+__device__ inline void cluster_wait() {}
 __device__ inline unsigned cluster_rank() { return 0; }
 __device__ inline unsigned cluster_size() { return 1; }
 template <class T>
@@ -160,7 +162,8 @@ inline void opaque(unsigned (&)[4]) {}
 inline void store16(void* global, uint4 bits) { *static_cast<uint4*>(global) = bits; }
 inline void store16_shared(void* shared, uint4 bits) { *static_cast<uint4*>(shared) = bits; }
 
-inline void cluster_sync(EMU_WHERE) { emu::cluster_barrier({file, line}); }
+inline void cluster_arrive(EMU_WHERE) { emu::cluster_arrive({file, line}); }
+inline void cluster_wait(EMU_WHERE) { emu::cluster_wait({file, line}); }
 inline unsigned cluster_rank() { return emu::cluster_rank(); }
 inline unsigned cluster_size() { return emu::cluster_size(); }
 template <class T>

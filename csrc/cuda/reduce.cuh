@@ -66,9 +66,13 @@ class GroupSum {
     }
   }
 
-  // To be called by all before they return: a block's shared memory must outlive its peers' reading it.
+  // To be called by all after the last sum, and before they return: a block's shared memory must outlive its peers'
+  // reading it. What stands between the two need not wait for them.
+  __device__ void leave() {
+    if constexpr (kCluster) cluster_arrive();
+  }
   __device__ void finish() {
-    if constexpr (kCluster) cluster_sync();
+    if constexpr (kCluster) cluster_wait();
   }
 
  private:
@@ -78,7 +82,8 @@ class GroupSum {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) mine[k] = values[k];
     }
-    cluster_sync();
+    cluster_arrive();
+    cluster_wait();
     const unsigned rank = lane % kMaxCluster;
     const bool exists = rank < cluster_size();
 #pragma unroll

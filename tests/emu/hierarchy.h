@@ -15,10 +15,21 @@ namespace emu {
 constexpr unsigned kWarpSize = 32;
 
 // What a thread can wait for, under the names that kernels know.
-enum class Op : uint8_t { shfl, shfl_up, shfl_down, shfl_xor, ballot, any, all, syncwarp, syncthreads, cluster_sync };
-constexpr const char* kOpNames[] = {"__shfl_sync",   "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync",
-                                    "__ballot_sync", "__any_sync",     "__all_sync",       "__syncwarp",
-                                    "__syncthreads", "cluster_sync"};
+enum class Op : uint8_t {
+  shfl,
+  shfl_up,
+  shfl_down,
+  shfl_xor,
+  ballot,
+  any,
+  all,
+  syncwarp,
+  syncthreads,
+  cluster_barrier
+};
+constexpr const char* kOpNames[] = {"__shfl_sync",   "__shfl_up_sync",       "__shfl_down_sync", "__shfl_xor_sync",
+                                    "__ballot_sync", "__any_sync",           "__all_sync",       "__syncwarp",
+                                    "__syncthreads", "the cluster's barrier"};
 
 struct Warp;
 struct Block;
@@ -36,6 +47,10 @@ struct Thread {
   unsigned mask = 0;
   uint64_t value = 0;
   unsigned argument = 0, width = 0;
+  // Where it has arrived at the cluster's barrier without having waited yet, and for which round.
+  Where arrived_at{};
+  bool has_arrived = false;
+  unsigned round = 0;
 
   unsigned bit() const { return 1u << lane; }
 };
@@ -43,14 +58,16 @@ struct Thread {
 // One bit a lane. A lane that is live, but neither runnable nor in a collective, waits at a barrier.
 struct Warp {
   Thread* lanes;
-  unsigned live, runnable, in_collective;
+  unsigned live, runnable, in_collective, waits_for_cluster;
 };
 
-// Where all threads of a block or of a cluster must meet.
+// Where all threads of a block or of a cluster must meet, round after round.
 struct Barrier {
   unsigned expected;
   unsigned arrived = 0;
-  const Thread* first = nullptr;     // that arrived
+  unsigned round = 0;
+  const Thread* first = nullptr;  // that arrived, and where
+  Where where{};
   const Thread* returned = nullptr;  // a thread that will never arrive
 };
 
@@ -78,8 +95,9 @@ inline std::string text(const uint3& i) {
 }
 inline std::string text(const Thread& t) { return "thread " + text(t.index) + " of block " + text(t.block->index); }
 // The thread, what it waits for, and in which line.
-inline std::string waiting(const Thread& t) {
-  return text(t) + " at " + kOpNames[static_cast<int>(t.op)] + ", " + text(t.where);
+inline std::string waiting(const Thread& t, Op op, const Where& where) {
+  return text(t) + " at " + kOpNames[static_cast<int>(op)] + ", " + text(where);
 }
+inline std::string waiting(const Thread& t) { return waiting(t, t.op, t.where); }
 
 }  // namespace emu

@@ -149,8 +149,9 @@ inline void reset_cluster(uint3 first, unsigned thread_count, size_t dynamic_byt
     const size_t lanes = std::min<size_t>(kWarpSize, thread_count - w % warps_per_block * kWarpSize);
     Warp& warp = cluster.warps[w];
     warp.live = warp.runnable = 0xffffffffu >> (kWarpSize - lanes);
-    warp.in_collective = 0;
+    warp.in_collective = warp.waits_for_cluster = 0;
   }
+  for (Thread& thread : cluster.threads) thread.has_arrived = false;
 }
 
 // Launches from several OS threads run one after the other. Throws what a thread of the kernel throws, and Error for

@@ -98,13 +98,21 @@ __global__ void shared_memory() {
   values[threadIdx.x % 3] = 0;
 }
 
+// Threads that have arrived at the cluster's barrier meet at others before they wait: round after round.
 __global__ void cluster() {
   SHARED_ARRAY(unsigned, rank, 1);
-  *rank = normext::cuda::cluster_rank();
-  CHECK(normext::cuda::cluster_size() == 8 && *rank == blockIdx.x % 8);
-  normext::cuda::cluster_sync();
-  for (unsigned peer = 0; peer < 8; ++peer) CHECK(*normext::cuda::cluster_peer(rank, peer) == peer);
-  normext::cuda::cluster_sync();
+  for (unsigned round = 0; round < 3; ++round) {
+    *rank = round + normext::cuda::cluster_rank();
+    CHECK(normext::cuda::cluster_size() == 8 && *rank == round + blockIdx.x % 8);
+    normext::cuda::cluster_arrive();
+    __syncthreads();
+    CHECK(__all_sync(0xffffffffu, 1));
+    normext::cuda::cluster_wait();
+    for (unsigned peer = 0; peer < 8; ++peer) CHECK(*normext::cuda::cluster_peer(rank, peer) == round + peer);
+    normext::cuda::cluster_arrive();
+    __syncthreads();
+    normext::cuda::cluster_wait();
+  }
 }
 
 // An error leaves some threads in the middle of the kernel, and the next launch as good as the first.

@@ -16,8 +16,9 @@ namespace emu {
   fail(waiting(t) + ", shuffles from lane " + std::to_string(lane) + ", which " +
        (t.mask >> lane & 1 ? "has returned or never was" : "is not in the mask"));
 }
-[[noreturn, gnu::cold]] inline void fail_incomplete(const Barrier& barrier) {
-  fail(text(*barrier.returned) + " has returned and will never reach the barrier of " + waiting(*barrier.first));
+[[noreturn, gnu::cold]] inline void fail_incomplete(const Barrier& barrier, Op op) {
+  fail(text(*barrier.returned) + " has returned and will never reach the barrier of " +
+       waiting(*barrier.first, op, barrier.where));
 }
 
 inline void wait_for(Thread& me, Op op, Where where) {
@@ -108,47 +109,77 @@ inline uint64_t collective(Op op, unsigned mask, uint64_t value, unsigned argume
   return me.value;
 }
 
-// CUDA lets returned threads miss a barrier. Kernels that count on it are hard to read: here it is an error.
-inline void wait_at(Barrier& barrier, Op op, Where where, Warp* warps, size_t warp_count) {
+// The running thread arrives; whether it was the last. CUDA lets returned threads miss a barrier. Kernels that count on
+// it are hard to read: here it is an error.
+inline bool arrive(Barrier& barrier, Op op, Where where) {
   Thread& me = *running;
-  wait_for(me, op, where);
-  if (barrier.arrived++ == 0) barrier.first = &me;
-  if (barrier.returned) fail_incomplete(barrier);
-  if (where != barrier.first->where) fail("divergent barrier: ", *barrier.first, me);
-  if (barrier.arrived == barrier.expected) {
-    barrier.arrived = 0;
-    for (size_t w = 0; w < warp_count; ++w) warps[w].runnable = warps[w].live;
+  if (barrier.arrived++ == 0) {
+    barrier.first = &me;
+    barrier.where = where;
+  }
+  if (barrier.returned) fail_incomplete(barrier, op);
+  if (where != barrier.where)
+    fail("divergent barrier: " + waiting(*barrier.first, op, barrier.where) + "; " + waiting(me, op, where));
+  if (barrier.arrived < barrier.expected) return false;
+  barrier.arrived = 0;
+  ++barrier.round;
+  return true;
+}
+
+inline void block_barrier(Where where) {
+  Thread& me = *running;
+  Block& block = *me.block;
+  wait_for(me, Op::syncthreads, where);
+  if (arrive(block.barrier, Op::syncthreads, where)) {
+    const size_t warps_per_block = cluster.warps.size() / cluster.blocks.size();
+    Warp* const warps = &cluster.warps[(&block - cluster.blocks.data()) * warps_per_block];
+    for (size_t w = 0; w < warps_per_block; ++w) warps[w].runnable = warps[w].live;
   }
   suspend_unless_runnable(me);
 }
 
-inline void block_barrier(Where where) {
-  Block& block = *running->block;
-  const size_t warps_per_block = cluster.warps.size() / cluster.blocks.size();
-  const size_t rank = &block - cluster.blocks.data();
-  wait_at(block.barrier, Op::syncthreads, where, &cluster.warps[rank * warps_per_block], warps_per_block);
+// The cluster's barrier in two steps: whoever has arrived may do something else before waiting for the others.
+inline void cluster_arrive(Where where) {
+  Thread& me = *running;
+  if (me.has_arrived)
+    fail(waiting(me, Op::cluster_barrier, me.arrived_at) + ", arrives again without having waited: " + text(where));
+  me.has_arrived = true;
+  me.arrived_at = where;
+  me.round = cluster.barrier.round;
+  if (!arrive(cluster.barrier, Op::cluster_barrier, where)) return;
+  for (Warp& warp : cluster.warps) {
+    warp.runnable |= warp.waits_for_cluster;
+    warp.waits_for_cluster = 0;
+  }
 }
 
-inline void cluster_barrier(Where where) {
-  wait_at(cluster.barrier, Op::cluster_sync, where, cluster.warps.data(), cluster.warps.size());
+inline void cluster_wait(Where where) {
+  Thread& me = *running;
+  if (!me.has_arrived) fail(waiting(me, Op::cluster_barrier, where) + ", waits without having arrived");
+  me.has_arrived = false;
+  if (me.round != cluster.barrier.round) return;
+  wait_for(me, Op::cluster_barrier, where);
+  me.warp->waits_for_cluster |= me.bit();
+  Fiber::suspend();
 }
 
-inline void leave(Barrier& barrier, const Thread& me) {
+inline void leave(Barrier& barrier, Op op, const Thread& me) {
   barrier.returned = &me;
-  if (barrier.arrived) fail_incomplete(barrier);
+  if (barrier.arrived) fail_incomplete(barrier, op);
 }
 
 // The running thread has come to the end of the kernel.
 inline void return_from_kernel() {
   Thread& me = *running;
   Warp& warp = *me.warp;
+  if (me.has_arrived) fail(waiting(me, Op::cluster_barrier, me.arrived_at) + ", returns without having waited");
   warp.live &= ~me.bit();
   warp.runnable &= ~me.bit();
   for (unsigned rest = warp.in_collective; rest; rest &= warp.in_collective & (rest - 1)) {
     try_perform(warp, warp.lanes[std::countr_zero(rest)].mask);  // it may have waited for this thread only
   }
-  leave(me.block->barrier, me);
-  leave(cluster.barrier, me);
+  leave(me.block->barrier, Op::syncthreads, me);
+  leave(cluster.barrier, Op::cluster_barrier, me);
   if (--me.block->live == 0) me.block->shared.free();
   --cluster.live;
 }
