@@ -78,9 +78,9 @@ void forward(const BatchNormForward& op, int threads) {
     const auto sum_in_float32 = [&] {
       channels.sample(block, slice, in[0], shift);
       sum.template operator()<MomentSums<T>>();
-      bool all_sound = true;
-      for (int64_t c = begin; c < end; ++c) all_sound &= sound(count, first[c], second[c], eps);
-      return all_sound;
+      int64_t unsound = 0;  // as wide as a double, for vector code
+      for (int64_t c = begin; c < end; ++c) unsound |= sound(count, first[c], second[c], eps) ? 0 : 1;
+      return unsound == 0;
     };
     if (!kTwoPasses<T> && count >= kFew && sum_in_float32()) return;
     for (int64_t c = begin; c < end; ++c) shift[c] = load_one(in[0] + channels.first_element(c));

@@ -120,7 +120,7 @@ struct LayerNormRows {
                   double (&vars)[kRowsTogether]) const {
     const double n = static_cast<double>(columns);
     double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
-    bool is_sound[kRowsTogether];
+    int64_t is_sound[kRowsTogether];
     const T* x = input + first_row * columns;
     if (columns <= kShort * kLanes) {
       for (int64_t r = 0; r < kRowsTogether; r += kRowsSummed)
@@ -132,11 +132,12 @@ struct LayerNormRows {
         std::tie(first[r], second[r]) = sums_about<MomentSums<T>>(near, x + r * columns, columns);
       }
     }
-    for (int64_t r = 0; r < kRowsTogether; ++r) {
-      const Moments moments = moments_from_sums(n, shift[r], first[r], second[r]);
-      means[r] = moments.mean;
-      vars[r] = moments.variance();
-      is_sound[r] = sound(n, first[r], second[r], eps);
+    using Rows = Doubles::Half;
+    for (int64_t r = 0; r < kRowsTogether; r += kRowsSummed) {
+      const auto s = load_raw<Rows>(shift + r), f = load_raw<Rows>(first + r), ff = load_raw<Rows>(second + r);
+      store_raw(means + r, mean_from_sums(n, s, f));
+      store_raw(vars + r, m2_from_sums(n, f, ff) / n);
+      store_raw(is_sound + r, sound(n, f, ff, eps));
     }
     for (int64_t r = 0; r < count; ++r) {
       if (is_sound[r]) continue;

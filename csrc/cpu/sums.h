@@ -92,9 +92,18 @@ struct WideMomentSums {
 template <class T>
 constexpr bool kTwoPasses = sizeof(T) == sizeof(double);
 
+// From sums of d and d^2, d = x - shift: doubles, or vectors of them.
+template <class D>
+D mean_from_sums(double count, D shift, D first) {
+  return shift + first / count;
+}
+template <class D>
+D m2_from_sums(double count, D first, D second) {
+  const D m2 = second - first * (first / count);
+  return m2 < 0 ? D{} : m2;  // NaN stays NaN
+}
 inline Moments moments_from_sums(double count, double shift, double first, double second) {
-  const double m2 = second - first * first / count;
-  return {count, shift + first / count, m2 < 0 ? 0 : m2};  // NaN stays NaN
+  return {count, mean_from_sums(count, shift, first), m2_from_sums(count, first, second)};
 }
 
 // Fewer elements are summed in float64 right away: errors of a few float32 sums do not average out.
@@ -103,8 +112,9 @@ constexpr double kFew = 16;
 // Whether MomentSums in float32 were good: the shift lies within two deviations of the mean, or less for not so many
 // elements, so that little cancels, and squares were neither too large for float32 nor so small that they are missed
 // beside eps. Not so if there is a NaN.
-inline bool sound(double count, double first, double second, double eps) {
-  const double offset = first / count, variance = second / count - offset * offset;
+template <class D>
+auto sound(double count, D first, D second, double eps) {
+  const D offset = first / count, variance = second / count - offset * offset;
   const double allowed = count < 4 * kFew ? count / kFew : 4;
   return (offset * offset <= allowed * variance) & (variance + eps > 0x1p-90) & (second < 0x1p120);
 }
