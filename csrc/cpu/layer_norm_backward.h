@@ -70,9 +70,8 @@ struct LayerNormGradients {
   template <bool kStream>
   void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
                  double* bias_totals) const {
-    const bool whole_lines =
-        columns % kLanes == 0 && (reinterpret_cast<uintptr_t>(grad_input) | (columns * sizeof(T))) % 64 == 0;
-    if (!kStream || !grad_input || whole_lines)
+    const bool whole = columns % kLanes == 0 && whole_lines(grad_input, columns * static_cast<int64_t>(sizeof(T)));
+    if (!kStream || !grad_input || whole)
       return elementwise<kStream>(first, count, row, begin, end, grad_input, weight_totals, bias_totals);
     for (int64_t r = 0; r < count; ++r) {
       const T *dy = grad_output + (first + r) * columns, *x = input + (first + r) * columns;

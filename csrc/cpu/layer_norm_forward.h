@@ -201,8 +201,10 @@ struct LayerNormRows {
 
   void run(int threads) const {
     if (share_rows(rows, columns, threads)) return by_columns(threads);
-    should_stream(2 * rows * columns * static_cast<int64_t>(sizeof(T))) ? by_rows<true>(threads)
-                                                                        : by_rows<false>(threads);
+    // The lines that two rows share are stored in parts, which must be few beside those that are streamed.
+    const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
+    const bool streams = should_stream(2 * rows * row_bytes) && (row_bytes >= 2048 || whole_lines(output, row_bytes));
+    streams ? by_rows<true>(threads) : by_rows<false>(threads);
   }
 };
 
