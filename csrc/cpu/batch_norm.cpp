@@ -75,14 +75,23 @@ void forward(const BatchNormForward& op, int threads) {
     S* const shift = shifts[0] + slice * all;
     double *const first = sums[0] + slice * all, *const second = sums[1] + slice * all;
     const auto sum = [&]<class Sum>() { channels.template reduce<Sum, T>(block, slice, in, {shift}, {first, second}); };
-    const auto sum_in_float32 = [&] {
-      channels.sample(block, slice, in[0], shift);
-      sum.template operator()<MomentSums<T>>();
+    const auto all_sound = [&](double eps) {
       int64_t unsound = 0;  // as wide as a double, for vector code
       for (int64_t c = begin; c < end; ++c) unsound |= sound(count, first[c], second[c], eps) ? 0 : 1;
       return unsound == 0;
     };
-    if (!kTwoPasses<T> && count >= kFew && sum_in_float32()) return;
+    if constexpr (kDotSums<T>) {
+      if (count >= kFew) {
+        std::fill(shift + begin, shift + end, 0);
+        sum.template operator()<DotMomentSums<T>>();
+        if (all_sound(0)) return;
+      }
+    }
+    if (!kTwoPasses<T> && count >= kFew) {
+      channels.sample(block, slice, in[0], shift);
+      sum.template operator()<MomentSums<T>>();
+      if (all_sound(eps)) return;
+    }
     for (int64_t c = begin; c < end; ++c) shift[c] = load_one(in[0] + channels.first_element(c));
     sum.template operator()<WideMomentSums<T>>();
     if (!kTwoPasses<T>) return;
@@ -152,8 +161,25 @@ void backward(const BatchNormBackward& op, int threads) {
 
   const auto reduce = [&](int64_t block, int64_t slice) {
     const int64_t offset = slice * all;
-    channels.template reduce<GradientSums<T>, T>(block, slice, {dy, x}, {mean, rstd},
-                                                 {sums[0] + offset, sums[1] + offset, sums[2] + offset});
+    double *const g = sums[0] + offset, *const g_xhat = sums[1] + offset, *const xhat = sums[2] + offset;
+    if constexpr (kDotSums<T>) {
+      // About zero instead of the mean: see sound(). Sums that small may have missed products that are smaller.
+      const int64_t begin = channels.channel_begin(block), end = channels.channel_begin(block + 1);
+      int64_t far = 0, unsound = 0;
+      for (int64_t c = begin; c < end; ++c) far |= std::abs(mean[c] * rstd[c]) <= 2 ? 0 : 1;
+      if (far == 0) {
+        channels.template reduce<DotGradientSums<T>, T>(block, slice, {dy, x}, {mean}, {g, g_xhat});
+        for (int64_t c = begin; c < end; ++c) {
+          const double about_mean = g_xhat[c] - mean[c] * g[c], least = 0x1p-100 * count;
+          unsound |=
+              (std::abs(g[c]) > least) & (std::abs(about_mean) > least) & (std::abs(about_mean) < 0x1p120) ? 0 : 1;
+          g_xhat[c] = about_mean * rstd[c];
+          xhat[c] = 0;
+        }
+        if (unsound == 0) return;
+      }
+    }
+    channels.template reduce<GradientSums<T>, T>(block, slice, {dy, x}, {mean, rstd}, {g, g_xhat, xhat});
   };
   const auto finish = [&](int64_t begin, int64_t end) {
     S *const scale = coefficients[0], *const slope = coefficients[1], *const level = coefficients[2];

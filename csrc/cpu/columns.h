@@ -43,22 +43,29 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
                     ColumnTable<double> (&totals)[Sum::kSums]) {
   const Inputs<T, Sum::kInputs> inputs{in};
   const auto add_rows = [&](int64_t row, auto rows) {
-    for_vectors_once(block.column, block.row_columns_end(row + rows - 1),
-                     [&](int64_t column, int64_t count) NORMEXT_INLINE {
-                       Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
-                       for (int i = 0; i < Sum::kCoefficients; ++i)
-                         k[i] = load(coefficients[i].at + column - block.column);
-                       Sum part;
-                       for (int64_t r = 0; r < rows; ++r) {
-                         inputs((row + r) * block.width + column, count, x);
-                         inputs.prefetch((row + r + kRowsAtOnce) * block.width + column);
-                         part.add(x, k, {0, count});
-                       }
-                       Doubles sums[Sum::kSums];
-                       for (int i = 0; i < Sum::kSums; ++i) sums[i] = load(totals[i].at + column - block.column);
-                       part.flush(sums);
-                       for (int i = 0; i < Sum::kSums; ++i) store(totals[i].at + column - block.column, sums[i]);
-                     });
+    if constexpr (Sum::kDot) {
+      const int64_t begin = row * block.width + block.column, end = block.row_columns_end(row + rows - 1);
+      double* to[Sum::kSums];
+      for (int i = 0; i < Sum::kSums; ++i) to[i] = totals[i].at;
+      add_dot_column_sums<Sum>(in, begin, block.width, rows, end - block.column, to);
+    } else {
+      for_vectors_once(block.column, block.row_columns_end(row + rows - 1),
+                       [&](int64_t column, int64_t count) NORMEXT_INLINE {
+                         Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
+                         for (int i = 0; i < Sum::kCoefficients; ++i)
+                           k[i] = load(coefficients[i].at + column - block.column);
+                         Sum part;
+                         for (int64_t r = 0; r < rows; ++r) {
+                           inputs((row + r) * block.width + column, count, x);
+                           inputs.prefetch((row + r + kRowsAtOnce) * block.width + column);
+                           part.add(x, k, {0, count});
+                         }
+                         Doubles sums[Sum::kSums];
+                         for (int i = 0; i < Sum::kSums; ++i) sums[i] = load(totals[i].at + column - block.column);
+                         part.flush(sums);
+                         for (int i = 0; i < Sum::kSums; ++i) store(totals[i].at + column - block.column, sums[i]);
+                       });
+    }
   };
   const bool cut_short = block.row_columns_end(block.row_end - 1) < block.column_end;
   const int64_t whole_end = block.row_end - cut_short;

@@ -12,9 +12,13 @@ namespace normext::cpu::NORMEXT_ISA {
 template <class Sum, class T>
 std::pair<double, double> sums_about(Scalar<T> shift, const T* x, int64_t count) {
   const T* const in[1] = {x};
-  const Vector<T> k[1] = {broadcast(shift)};
   Doubles sums[2] = {};
-  add_sums<Sum>(0, count, Inputs<T, 1>{in}, k, sums);
+  if constexpr (Sum::kDot) {
+    add_dot_sums<Sum>(in, 0, count, sums);
+  } else {
+    const Vector<T> k[1] = {broadcast(shift)};
+    add_sums<Sum>(0, count, Inputs<T, 1>{in}, k, sums);
+  }
   return {sum(sums[0]), sum(sums[1])};
 }
 
@@ -38,6 +42,10 @@ Moments wide_moments_of(const T* x, int64_t count) {
 
 template <class T>
 Moments moments_of(const T* x, int64_t count, double eps) {
+  if constexpr (kDotSums<T>) {
+    const auto [first, second] = sums_about<DotMomentSums<T>>(0, x, count);
+    if (count >= kFew && sound(count, first, second, 0)) return moments_from_sums(count, 0, first, second);
+  }
   if (!kTwoPasses<T> && count >= kFew) {
     const auto shift = guess(x);
     const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
@@ -94,18 +102,26 @@ struct LayerNormRows {
   static constexpr int kRowsSummed = kLanes / 2;
   void short_row_sums(const T* x, int64_t count, double* shift, double* first, double* second) const {
     Floats lanes[kLanes] = {};
-    for (int r = 0; r < kRowsSummed && r < count; ++r) lanes[r] = load(x + r * columns);
-    float near[kLanes];
-    store(near, sum_each(lanes) * (1.0f / kLanes));
+    float near[kLanes] = {};
+    if constexpr (!kDotSums<T>) {
+      for (int r = 0; r < kRowsSummed && r < count; ++r) lanes[r] = load(x + r * columns);
+      store(near, sum_each(lanes) * (1.0f / kLanes));
+    }
     Doubles totals{};
     for (int64_t at = 0, stop; at < columns; at = stop) {
       stop = std::min(columns, at + kShort / 2 * kLanes);  // the sums of lanes are float32's, too
       for (int r = 0; r < kRowsSummed && r < count; ++r) {
         const T* const in[1] = {x + r * columns};
-        const Floats k[1] = {broadcast(near[r])};
-        const auto sums = short_sum<MomentSums<T>>(0, at, stop, Inputs<T, 1>{in}, k);
-        lanes[r] = sums.first;
-        lanes[r + kRowsSummed] = sums.second;
+        if constexpr (kDotSums<T>) {
+          const auto short_sums = short_dot_sum<DotMomentSums<T>>(in, at, stop);
+          lanes[r] = short_sums.sums[0];
+          lanes[r + kRowsSummed] = short_sums.sums[1];
+        } else {
+          const Floats k[1] = {broadcast(near[r])};
+          const auto short_sums = short_sum<MomentSums<T>>(0, at, stop, Inputs<T, 1>{in}, k);
+          lanes[r] = short_sums.first;
+          lanes[r + kRowsSummed] = short_sums.second;
+        }
       }
       totals += widen(sum_each(lanes));
     }
@@ -127,9 +143,13 @@ struct LayerNormRows {
         short_row_sums(x + r * columns, count - r, shift + r, first + r, second + r);
     } else {
       for (int64_t r = 0; r < count; ++r) {
-        const S near = guess(x + r * columns);
-        shift[r] = near;
-        std::tie(first[r], second[r]) = sums_about<MomentSums<T>>(near, x + r * columns, columns);
+        if constexpr (kDotSums<T>) {
+          std::tie(first[r], second[r]) = sums_about<DotMomentSums<T>>(0, x + r * columns, columns);
+        } else {
+          const S near = guess(x + r * columns);
+          shift[r] = near;
+          std::tie(first[r], second[r]) = sums_about<MomentSums<T>>(near, x + r * columns, columns);
+        }
       }
     }
     using Rows = Doubles::Half;
@@ -137,11 +157,11 @@ struct LayerNormRows {
       const auto s = load_raw<Rows>(shift + r), f = load_raw<Rows>(first + r), ff = load_raw<Rows>(second + r);
       store_raw(means + r, mean_from_sums(n, s, f));
       store_raw(vars + r, m2_from_sums(n, f, ff) / n);
-      store_raw(is_sound + r, sound(n, f, ff, eps));
+      store_raw(is_sound + r, sound(n, f, ff, kDotSums<T> ? 0 : eps));
     }
     for (int64_t r = 0; r < count; ++r) {
       if (is_sound[r]) continue;
-      const Moments moments = wide_moments_of(x + r * columns, columns);
+      const Moments moments = moments_of(x + r * columns, columns, eps);
       means[r] = moments.mean;
       vars[r] = moments.variance();
     }

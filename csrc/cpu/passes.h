@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "sums.h"
+#include "dot_sums.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 

@@ -34,9 +34,13 @@ void reduce_planes(const T* const (&in)[Sum::kInputs], const PlaneBlock& block,
                    const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
                    Doubles (&totals)[kBlockChannels][Sum::kSums]) {
   block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
-    Vector<T> k[Sum::kCoefficients];
-    for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
-    add_sums<Sum>(begin, end, Inputs<T, Sum::kInputs>{in}, k, totals[channel - block.channel]);
+    if constexpr (Sum::kDot) {
+      add_dot_sums<Sum>(in, begin, end, totals[channel - block.channel]);
+    } else {
+      Vector<T> k[Sum::kCoefficients];
+      for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
+      add_sums<Sum>(begin, end, Inputs<T, Sum::kInputs>{in}, k, totals[channel - block.channel]);
+    }
   });
 }
 

@@ -52,6 +52,7 @@ inline double reciprocal_std(double variance, double eps) { return 1.0 / std::sq
 // float64 arithmetic rounded if the shift lies within a few deviations of the mean: see sound().
 template <class T>
 struct MomentSums {
+  static constexpr bool kDot = false;
   static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;  // input; shift
   Vector<T> first{}, second{};
 
@@ -74,6 +75,7 @@ struct MomentSums {
 // mean of the first.
 template <class T>
 struct WideMomentSums {
+  static constexpr bool kDot = false;
   static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;
   Doubles first{}, second{};
 
@@ -125,6 +127,7 @@ auto sound(double count, D first, D second, double eps) {
 // right for a mean a million times the deviation.
 template <class T>
 struct GradientSums {
+  static constexpr bool kDot = false;
   static constexpr int kInputs = 2, kCoefficients = 2, kSums = 3;  // g, x; mean, rstd
   Vector<T> g{}, g_xhat{}, xhat{};
 
