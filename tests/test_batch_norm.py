@@ -335,6 +335,38 @@ def test_mean_of_many_deviations(backend: str, ratio: float, layout, size: tuple
 
 @batches
 @layouts
+@pytest.mark.parametrize("ratio", [1, 3, 100])
+@pytest.mark.parametrize("dtype", HALF, ids=dtype_name)
+def test_half_mean_of_some_deviations(
+    backend: str, dtype: torch.dtype, ratio: float, layout, size: tuple[int, ...]
+) -> None:
+    """bfloat16 is summed about zero, and otherwise where the mean is too far from it: in one channel, and in all."""
+    for channels in (slice(0, 1), slice(None)):
+        x = torch.randn(size)
+        x[:, channels] += ratio
+        weight, bias = parameters((True, True), size[1], dtype=dtype, device=backend)
+        x = layout(x.to(dtype).to(backend))
+        check_forward(x, weight, bias)
+        check_backward(x, torch.randn_like(x), weight, bias)
+
+
+@batches
+@layouts
+@pytest.mark.parametrize("scale", [1.0, 2.0**-115, 2.0**100])
+def test_half_gradients_that_add_up_to_zero_or_little(
+    backend: str, scale: float, layout, size: tuple[int, ...]
+) -> None:
+    """Products of bfloat16 that are subnormal count as zero: it must be noticed. So must sums that leave nothing."""
+    x = layout(torch.randn(size).bfloat16().to(backend))
+    grad_output = torch.randn(size)
+    grad_output[1::2] = -grad_output[::2]
+    grad_output = layout((scale * grad_output).bfloat16().to(backend))
+    weight, bias = parameters((True, True), size[1], dtype=torch.float32, device=backend)
+    check_backward(x, grad_output, weight, bias)
+
+
+@batches
+@layouts
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e6 + 0.1, -1e30, torch.finfo(torch.float32).max])
 def test_constant_channels_are_their_bias(backend: str, value: float, layout, size: tuple[int, ...]) -> None:
     x = layout(torch.full(size, value, device=backend))

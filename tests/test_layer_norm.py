@@ -229,6 +229,38 @@ def test_one_far_value(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("columns", [7, 33])
 @pytest.mark.parametrize("bad", [[NAN], [INF], [-INF], [INF, -INF]], ids=str)
+@pytest.mark.parametrize("ratio", [1, 3, 100])
+@pytest.mark.parametrize("columns", [15, 64, 333, 1000, 5000])
+@pytest.mark.parametrize("dtype", HALF, ids=dtype_name)
+def test_half_mean_of_some_deviations(backend: str, dtype: torch.dtype, columns: int, ratio: float) -> None:
+    """bfloat16 is summed about zero, and otherwise where the mean is too far from it."""
+    x = torch.randn(20, columns)
+    x[::3] += ratio
+    weight, bias = parameters((True, True), columns, dtype=dtype, device=backend)
+    check_forward(x.to(dtype).to(backend), weight, bias)
+    check_backward(x.to(dtype).to(backend), torch.randn(20, columns).to(dtype).to(backend), weight, bias)
+
+
+def test_bfloat16_outputs_may_be_subnormal(backend: str) -> None:
+    weight = torch.ones(96, device=backend)
+    weight[3::7] = 1e-39
+    x = values(20, 96, dtype=torch.bfloat16, device=backend)
+    output, mean, rstd = forward(x, weight, None, EPS)
+    expected = (x.double() - mean.double().view(-1, 1)) * rstd.double().view(-1, 1) * weight.double()
+    spacing = 2.0**-133  # of bfloat16's subnormal numbers
+    torch.testing.assert_close(output[:, 3::7].double(), expected[:, 3::7], rtol=0, atol=0.51 * spacing)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=dtype_name)
+def test_every_nan_stays_one(backend: str, dtype: torch.dtype) -> None:
+    """One with all bits set is the next thing to zero, if it is rounded like a number."""
+    weight = torch.ones(96)
+    weight.view(torch.int32)[5] = 0x7FFFFFFF
+    output, _, _ = forward(values(20, 96, dtype=dtype, device=backend), weight.to(backend), None, EPS)
+    assert output[:, 5].isnan().all()
+    assert not output[:, 6:].isnan().any()
+
+
 @pytest.mark.parametrize("where", ["input", "grad_output", "weight", "bias"])
 def test_nan_and_infinity_go_where_torch_lets_them(backend: str, where: str, bad: list[float], columns: int) -> None:
     tensors = {name: values(4, columns, device=backend) for name in ("input", "grad_output")}

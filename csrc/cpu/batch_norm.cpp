@@ -159,26 +159,32 @@ void backward(const BatchNormBackward& op, int threads) {
   const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);  // of GradientSums
   const ChannelArrays<S, 5> coefficients(all);  // scale, slope, level; then the gradients of weight and bias
 
+  // By dot products, and whether they will do: the mean is near zero in units of the deviation, as in sound(), and what
+  // they take for zero, x or products below 2^-126, is far below the deviation and the sums. (In evaluation the
+  // deviation is a given number, and says nothing of x.)
+  const auto sum_about_zero = [&](int64_t block, int64_t slice, double* g, double* g_xhat, double* xhat) {
+    if constexpr (kDotSums<T>) {
+      const int64_t begin = channels.channel_begin(block), end = channels.channel_begin(block + 1);
+      const double n = channels.count(slice), least = 0x1p-100 * n;
+      int64_t unsound = 0;  // as wide as a double, for vector code
+      for (int64_t c = begin; c < end; ++c) unsound |= (std::abs(mean[c] * rstd[c]) <= 2) & (rstd[c] < 0x1p80f) ? 0 : 1;
+      if (unsound != 0) return false;
+      channels.template reduce<DotGradientSums<T>, T>(block, slice, {dy, x}, {mean}, {g, g_xhat, xhat});
+      for (int64_t c = begin; c < end; ++c) {
+        const double about_mean = g_xhat[c] - mean[c] * g[c], size = std::abs(about_mean);
+        const double largest = std::max(size, std::abs(xhat[c]));
+        unsound |= (std::abs(g[c]) > least) & (size > least) & (largest < 0x1p120) ? 0 : 1;
+        g_xhat[c] = about_mean * rstd[c];
+        xhat[c] = (xhat[c] - n * mean[c]) * rstd[c];
+      }
+      return unsound == 0;
+    }
+    return false;
+  };
   const auto reduce = [&](int64_t block, int64_t slice) {
     const int64_t offset = slice * all;
     double *const g = sums[0] + offset, *const g_xhat = sums[1] + offset, *const xhat = sums[2] + offset;
-    if constexpr (kDotSums<T>) {
-      // About zero instead of the mean: see sound(). Sums that small may have missed products that are smaller.
-      const int64_t begin = channels.channel_begin(block), end = channels.channel_begin(block + 1);
-      int64_t far = 0, unsound = 0;
-      for (int64_t c = begin; c < end; ++c) far |= std::abs(mean[c] * rstd[c]) <= 2 ? 0 : 1;
-      if (far == 0) {
-        channels.template reduce<DotGradientSums<T>, T>(block, slice, {dy, x}, {mean}, {g, g_xhat});
-        for (int64_t c = begin; c < end; ++c) {
-          const double about_mean = g_xhat[c] - mean[c] * g[c], least = 0x1p-100 * count;
-          unsound |=
-              (std::abs(g[c]) > least) & (std::abs(about_mean) > least) & (std::abs(about_mean) < 0x1p120) ? 0 : 1;
-          g_xhat[c] = about_mean * rstd[c];
-          xhat[c] = 0;
-        }
-        if (unsound == 0) return;
-      }
-    }
+    if (op.training && sum_about_zero(block, slice, g, g_xhat, xhat)) return;
     channels.template reduce<GradientSums<T>, T>(block, slice, {dy, x}, {mean, rstd}, {g, g_xhat, xhat});
   };
   const auto finish = [&](int64_t begin, int64_t end) {

@@ -141,7 +141,7 @@ class Channels {
     } else {
       ColumnTable<Scalar<T>> k[Sum::kCoefficients];
       ColumnTable<double> sums[Sum::kSums];
-      expand(block, coefficients, k);
+      if constexpr (!Sum::kDot) expand(block, coefficients, k);
       clear(block, sums);
       reduce_columns<Sum, T>(in, columns(block, begin, end), k, sums);
       for (int i = 0; i < Sum::kSums; ++i)

@@ -31,11 +31,11 @@ inline Pairs load_pairs(const BFloat16* p, int64_t count) {
 }
 inline Pairs ones() { return (Pairs)_mm512_set1_epi16(0x3f80); }
 
-// Sums of x and x^2.
+// Sums of x and x^2. There are no coefficients, but an array must have an element.
 template <>
 struct DotMomentSums<BFloat16> {
   static constexpr bool kDot = true;
-  static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;  // input; a shift of zero
+  static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;  // input; any
   Floats sums[2] = {};
 
   NORMEXT_INLINE void add(const Pairs (&in)[1]) {
@@ -45,18 +45,21 @@ struct DotMomentSums<BFloat16> {
   DotMomentSums operator+(const DotMomentSums& o) const { return {{sums[0] + o.sums[0], sums[1] + o.sums[1]}}; }
 };
 
-// Sums of g and g * x.
+// Sums of g, g * x and x.
 template <>
 struct DotGradientSums<BFloat16> {
   static constexpr bool kDot = true;
-  static constexpr int kInputs = 2, kCoefficients = 1, kSums = 2;  // g, x
-  Floats sums[2] = {};
+  static constexpr int kInputs = 2, kCoefficients = 1, kSums = 3;  // g, x; any
+  Floats sums[3] = {};
 
   NORMEXT_INLINE void add(const Pairs (&in)[2]) {
     sums[0] = _mm512_dpbf16_ps(sums[0], in[0], ones());
     sums[1] = _mm512_dpbf16_ps(sums[1], in[0], in[1]);
+    sums[2] = _mm512_dpbf16_ps(sums[2], in[1], ones());
   }
-  DotGradientSums operator+(const DotGradientSums& o) const { return {{sums[0] + o.sums[0], sums[1] + o.sums[1]}}; }
+  DotGradientSums operator+(const DotGradientSums& o) const {
+    return {{sums[0] + o.sums[0], sums[1] + o.sums[1], sums[2] + o.sums[2]}};
+  }
 };
 
 // The sum over the elements [at, stop): at most kShort / 2 vectors of pairs, each two additions to a lane.

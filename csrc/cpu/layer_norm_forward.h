@@ -12,13 +12,18 @@ namespace normext::cpu::NORMEXT_ISA {
 template <class Sum, class T>
 std::pair<double, double> sums_about(Scalar<T> shift, const T* x, int64_t count) {
   const T* const in[1] = {x};
+  const Vector<T> k[1] = {broadcast(shift)};
   Doubles sums[2] = {};
-  if constexpr (Sum::kDot) {
-    add_dot_sums<Sum>(in, 0, count, sums);
-  } else {
-    const Vector<T> k[1] = {broadcast(shift)};
-    add_sums<Sum>(0, count, Inputs<T, 1>{in}, k, sums);
-  }
+  add_sums<Sum>(0, count, Inputs<T, 1>{in}, k, sums);
+  return {sum(sums[0]), sum(sums[1])};
+}
+
+// The same about zero, by dot products.
+template <class T>
+std::pair<double, double> dot_sums(const T* x, int64_t count) {
+  const T* const in[1] = {x};
+  Doubles sums[2] = {};
+  add_dot_sums<DotMomentSums<T>>(in, 0, count, sums);
   return {sum(sums[0]), sum(sums[1])};
 }
 
@@ -40,18 +45,22 @@ Moments wide_moments_of(const T* x, int64_t count) {
   return moments_from_sums(count, shift, first, second);
 }
 
+// In float32, about a guess, if that is sound.
+template <class T>
+Moments guessed_moments_of(const T* x, int64_t count, double eps) {
+  const auto shift = guess(x);
+  const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
+  return sound(count, first, second, eps) ? moments_from_sums(count, shift, first, second) : wide_moments_of(x, count);
+}
+
 template <class T>
 Moments moments_of(const T* x, int64_t count, double eps) {
+  if (kTwoPasses<T> || count < kFew) return wide_moments_of(x, count);
   if constexpr (kDotSums<T>) {
-    const auto [first, second] = sums_about<DotMomentSums<T>>(0, x, count);
-    if (count >= kFew && sound(count, first, second, 0)) return moments_from_sums(count, 0, first, second);
+    const auto [first, second] = dot_sums<T>(x, count);
+    if (sound(count, first, second, 0)) return moments_from_sums(count, 0, first, second);
   }
-  if (!kTwoPasses<T> && count >= kFew) {
-    const auto shift = guess(x);
-    const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
-    if (sound(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
-  }
-  return wide_moments_of(x, count);
+  return guessed_moments_of(x, count, eps);
 }
 
 template <class T, class P>
@@ -139,12 +148,12 @@ struct LayerNormRows {
     int64_t is_sound[kRowsTogether];
     const T* x = input + first_row * columns;
     if (columns <= kShort * kLanes) {
-      for (int64_t r = 0; r < kRowsTogether; r += kRowsSummed)
+      for (int64_t r = 0; r < count; r += kRowsSummed)
         short_row_sums(x + r * columns, count - r, shift + r, first + r, second + r);
     } else {
       for (int64_t r = 0; r < count; ++r) {
         if constexpr (kDotSums<T>) {
-          std::tie(first[r], second[r]) = sums_about<DotMomentSums<T>>(0, x + r * columns, columns);
+          std::tie(first[r], second[r]) = dot_sums(x + r * columns, columns);
         } else {
           const S near = guess(x + r * columns);
           shift[r] = near;
@@ -161,7 +170,8 @@ struct LayerNormRows {
     }
     for (int64_t r = 0; r < count; ++r) {
       if (is_sound[r]) continue;
-      const Moments moments = moments_of(x + r * columns, columns, eps);
+      const T* const again = x + r * columns;
+      const Moments moments = kDotSums<T> ? guessed_moments_of(again, columns, eps) : wide_moments_of(again, columns);
       means[r] = moments.mean;
       vars[r] = moments.variance();
     }

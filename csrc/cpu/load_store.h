@@ -91,11 +91,14 @@ inline ShortPair upper_halves(Words x, Words y) {
   return (ShortPair)_mm_packs_epi32(_mm_srai_epi32((__m128i)x, 16), _mm_srai_epi32((__m128i)y, 16));
 }
 #else
-inline ShortPair upper_halves(Words x, Words y) { return (ShortPair)vuzp2q_u16((uint16x8_t)x, (uint16x8_t)y); }
+inline ShortPair upper_halves(Words x, Words y) {
+  return __builtin_shufflevector((ShortPair)x, (ShortPair)y, 1, 3, 5, 7, 9, 11, 13, 15);
+}
 #endif
 #endif
 
-// Two vectors at once, and numbers apart from what is rare.
+// Two vectors at once, and numbers apart from what is rare. (The processor keeps a NaN's payload, round_to_bfloat16
+// makes all of them one.)
 inline ShortPair narrow_bfloat16(Floats x, Floats y) {
 #if defined(__AVX512BF16__)
   if (!has_subnormal(x, y)) [[likely]]

@@ -2,7 +2,7 @@
 //
 // A kernel adds up to kShort vectors to a short sum (MomentSums, GradientSums) and flushes it into float64 totals. The
 // short sum is made of kChains sums that do not wait for each other's additions. No float32 value goes through more
-// than ten of them: its rounding stays within the last bits of a result.
+// than sixteen of them: its rounding stays within the last bits of a result.
 #pragma once
 #include <cmath>
 

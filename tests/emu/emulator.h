@@ -33,6 +33,9 @@ template <class T>
 const T* cluster_peer(const T* shared, unsigned rank) {
   if (rank >= cluster_size()) fail(text(*running) + " asks for block " + std::to_string(rank) + " of its cluster");
   Block& peer = cluster.blocks[rank];
+  if (running->has_arrived) {  // the peer may go on, overwrite what was there, and exit
+    fail(text(*running) + " reads shared memory of block " + text(peer.index) + " before waiting for it");
+  }
   if (peer.live == 0) fail(text(*running) + " reads shared memory of block " + text(peer.index) + ", which has exited");
   const void* there = running->block->shared.same_place_in(peer.shared, shared);
   if (!there) fail(text(*running) + " asks for the peer of what is not in shared memory");

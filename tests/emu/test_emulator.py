@@ -43,7 +43,7 @@ FOUND_BY = {
     "missed_cluster_sync": "error: .* has returned and will never reach the barrier",
     "cluster_deadlock": "error: .* deadlock",
     "divergent_cluster_sync": "error: .* divergent barrier",
-    "missing_wait": RACE,
+    "missing_wait": "error: .* reads shared memory of block .* before waiting for it",
     "never_waited": "error: .* returns without having waited",
     "never_arrived": "error: .* waits without having arrived",
     "arrived_twice": "error: .* arrives again without having waited",
