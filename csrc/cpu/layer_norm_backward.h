@@ -65,7 +65,8 @@ struct LayerNormGradients {
             static_cast<S>(-sums.g / n)};
   }
 
-  // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals.
+  // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals, or
+  // writes their gradients, if there are no totals because these are all the rows.
   // Both at once, but for rows to be streamed that share cache lines: each then is streamed on its own.
   template <bool kStream>
   void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
@@ -82,7 +83,7 @@ struct LayerNormGradients {
                              return k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
                            });
     }
-    if (weight_totals || bias_totals)
+    if (grad_weight || grad_bias)
       elementwise<false>(first, count, row, begin, end, nullptr, weight_totals, bias_totals);
   }
 
@@ -90,8 +91,11 @@ struct LayerNormGradients {
   void elementwise(int64_t first, int64_t rows, const Row* row, int64_t begin, int64_t end, T* dx,
                    double* weight_totals, double* bias_totals) const {
     const V one = broadcast(S{1});
-    const auto add = [](double* totals, V sums) NORMEXT_INLINE {
-      if (totals) store(totals, load(totals) + widen(sums));  // there is room for whole vectors; the rest is never read
+    const auto keep_sums = [](double* totals, P* gradient, int64_t at, V sums, int64_t count) NORMEXT_INLINE {
+      if (totals)  // there is room for whole vectors; the rest is never read
+        store(totals + at, load(totals + at) + widen(sums));
+      else if (gradient)
+        store(gradient + at, sums, count);
     };
     const auto vectors = [&]<int kVectors>(int64_t at, int64_t count) NORMEXT_INLINE {
       V w[kVectors], dy_xhat[kVectors] = {}, dy_sum[kVectors] = {}, gradient[kVectors];
@@ -112,8 +116,8 @@ struct LayerNormGradients {
           kStream ? stream(dx + i, gradient[0]) : store(dx + i, gradient[0], count);
       }
       for (int v = 0; v < kVectors; ++v) {
-        add(weight_totals ? weight_totals + at + v * kLanes : nullptr, dy_xhat[v]);
-        add(bias_totals ? bias_totals + at + v * kLanes : nullptr, dy_sum[v]);
+        keep_sums(weight_totals, grad_weight, at + v * kLanes, dy_xhat[v], count);
+        keep_sums(bias_totals, grad_bias, at + v * kLanes, dy_sum[v], count);
       }
     };
     int64_t at = begin;
@@ -181,8 +185,10 @@ struct LayerNormGradients {
     const int64_t pieces = pieces_of(columns), group = group_within(last_level_cache() / 2);
     Scratch<Gradients> partials(group * pieces);
     const int64_t stride = (columns + kLanes - 1) / kLanes * kLanes;
-    Scratch<double> totals(2 * stride);
-    double *weight_totals = grad_weight ? totals + 0 : nullptr, *bias_totals = grad_bias ? totals + stride : nullptr;
+    const bool totals_needed = rows > group;
+    Scratch<double> totals(totals_needed ? 2 * stride : 0);
+    double* const weight_totals = totals_needed && grad_weight ? totals + 0 : nullptr;
+    double* const bias_totals = totals_needed && grad_bias ? totals + stride : nullptr;
     for (int64_t first = 0; first < rows; first += group) {
       const int64_t count = std::min(group, rows - first);
       parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
@@ -201,7 +207,7 @@ struct LayerNormGradients {
         }
         gradients<kStream>(first, count, row, begin, end, weight_totals, bias_totals);
         if constexpr (kStream) end_of_stream();
-        if (first + count < rows) return;
+        if (!totals_needed || first + count < rows) return;
         store_totals(grad_weight, weight_totals, begin, end);
         store_totals(grad_bias, bias_totals, begin, end);
       });
