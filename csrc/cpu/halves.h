@@ -14,25 +14,23 @@ struct Float16 {
 typedef uint16_t Shorts __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint16_t ShortPair __attribute__((vector_size(kVectorBytes)));  // of two vectors of floats
 
+#if !defined(__AVX512F__)
 // Zero-extended, and the low halves; in intrinsics where g++ takes several instructions for what is one.
 inline Words widen_bits(Shorts x) {
-#if defined(__AVX512F__)
-  return (Words)_mm512_cvtepu16_epi32((__m256i)x);
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   return (Words)_mm256_cvtepu16_epi32((__m128i)x);
 #else
   return __builtin_convertvector(x, Words);
 #endif
 }
 inline Shorts narrow_bits(Words x) {  // x < 2^16
-#if defined(__AVX512F__)
-  return (Shorts)_mm512_cvtepi32_epi16((__m512i)x);
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   return (Shorts)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
 #else
   return __builtin_convertvector(x, Shorts);
 #endif
 }
+#endif
 
 // A bfloat16 is the upper half of a float32; rounding goes to nearest, ties to even.
 inline Words round_number_to_bfloat16(Floats x) {  // not a NaN, of which it could make an infinity or zero
@@ -92,20 +90,29 @@ inline ShortPair upper_halves(Words x, Words y) {
 #endif
 #endif
 
+inline bool has_nan(Floats x, Floats y) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q)) != 0;
+#elif defined(__x86_64__)
+  return _mm_movemask_ps(_mm_cmpunord_ps(x, y)) != 0;
+#else
+  const Ints nan = (x != x) | (y != y);
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= nan[i];
+  return any != 0;
+#endif
+}
+
 // Two vectors at once, and numbers apart from what is rare. (The processor keeps a NaN's payload, round_to_bfloat16
 // makes all of them one.)
 inline ShortPair narrow_bfloat16(Floats x, Floats y) {
 #if defined(__AVX512BF16__)
   if (!has_subnormal(x, y)) [[likely]]
     return (ShortPair)_mm512_cvtne2ps_pbh(y, x);
-#elif defined(__AVX512F__)
-  if (_mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q) == 0) [[likely]]
-    return upper_halves(round_number_to_bfloat16(x), round_number_to_bfloat16(y));
-#elif defined(__AVX2__)
-  if (_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q)) == 0) [[likely]]
-    return upper_halves(round_number_to_bfloat16(x), round_number_to_bfloat16(y));
-#elif defined(__x86_64__)
-  if (_mm_movemask_ps(_mm_cmpunord_ps(x, y)) == 0) [[likely]]
+#else
+  if (!has_nan(x, y)) [[likely]]
     return upper_halves(round_number_to_bfloat16(x), round_number_to_bfloat16(y));
 #endif
   return upper_halves(round_to_bfloat16(x), round_to_bfloat16(y));
