@@ -9,6 +9,7 @@ import torch
 from cases import CASES, Case
 from inputs import BATCH_NORM_TAKES_BIAS, channels_last, running, values
 from torch import Tensor
+from torch._dynamo import compiled_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
@@ -265,3 +266,32 @@ def test_export_and_compile(device: str) -> None:
     x = torch.randn(5, 3, 6, 6, device=device)
     program = torch.export.export(module, (x,)).run_decompositions()
     torch.testing.assert_close(program.module()(x), module(x))
+
+
+# compiled autograd: the graph that a forward pass in eager mode has left, compiled
+
+
+@cases
+def test_compiled_autograd(device: str, case: Case) -> None:
+    compiler = torch.compile(backend="aot_eager")
+    for scale in (1.0, 2.0):  # the second call finds the graph of the first, and must not find its numbers
+        inputs = case.inputs(device)
+        grad_output = torch.full_like(inputs[0], scale).detach()
+        expected = torch.autograd.grad(case.ours(*inputs).sin(), inputs, grad_output)
+        output = case.ours(*inputs).sin()
+        with compiled_autograd._enable(compiler):
+            output.backward(grad_output)
+        torch.testing.assert_close(tuple(t.grad for t in inputs), expected)
+
+
+def test_compiled_autograd_tells_options_apart(device: str) -> None:
+    compiler = torch.compile(backend="aot_eager")
+    mean, var = running(3, device=device)
+    for training, eps in ((False, 1e-5), (True, 1e-5), (True, 10.0)):
+        x = values(4, 3, 5, device=device).requires_grad_()
+        call = partial(normext.batch_norm, x, mean.clone(), var.clone(), training=training, eps=eps)
+        (expected,) = torch.autograd.grad(call().sin().sum(), x)
+        output = call().sin().sum()
+        with compiled_autograd._enable(compiler):
+            output.backward()
+        torch.testing.assert_close(x.grad, expected)

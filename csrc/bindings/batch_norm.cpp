@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 
 #include "double_backward.h"
+#include "norm_node.h"
 #include "ops/batch_norm.h"
 
 namespace normext {
@@ -12,7 +13,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, Tensor>;
 
 // ------------------------------------------------------------------------------------------------ checks, allocation
 struct Arguments {
@@ -78,7 +78,7 @@ Forward allocate(const Tensor& input, bool training) {
           training ? channel_array() : at::empty({0}, options)};
 }
 
-Backward allocate_gradients(const Tensor& input, at::ScalarType parameters, Mask mask) {
+Gradients allocate_gradients(const Tensor& input, at::ScalarType parameters, Mask mask) {
   const auto parameter = [&](bool wanted) {
     return wanted ? at::empty_symint({channels_of(input)}, input.options().dtype(parameters)) : Tensor{};
   };
@@ -154,15 +154,15 @@ at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, co
   return check_parameters("batch_norm_backward", input, {{"weight", weight}, {"bias", bias}});
 }
 
-Backward backward_meta(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                       const MaybeTensor& weight, const MaybeTensor& bias, bool, double, Mask mask) {
+Gradients backward_meta(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
+                        const MaybeTensor& weight, const MaybeTensor& bias, bool, double, Mask mask) {
   const auto param_type = check_backward(grad_output, input, mean, rstd, or_undefined(weight), or_undefined(bias));
   return allocate_gradients(input, param_type, mask);
 }
 
-Backward backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                         const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training, double,
-                         Mask mask) {
+Gradients backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
+                          const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training, double,
+                          Mask mask) {
   const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
   const auto param_type = check_backward(grad_output, input, mean, rstd, weight, or_undefined(maybe_bias));
   auto gradients = allocate_gradients(input, param_type, mask);
@@ -239,8 +239,8 @@ Forward call_forward(const Tensor& input, const MaybeTensor& running_mean, const
   return op.call(input, running_mean, running_var, weight, bias, training, eps);
 }
 
-Backward call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                       const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps, Mask mask) {
+Gradients call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
+                        const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps, Mask mask) {
   static const auto op = operator_handle<decltype(backward_meta)>("normext::batch_norm_backward");
   return op.call(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
 }
@@ -252,29 +252,17 @@ void call_update_stats(const Tensor& running_mean, const Tensor& running_var, co
 }
 
 // ------------------------------------------------------------------------------------------------ derivatives
-struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
-  // Returns the output alone: what is returned, autograd wraps, and the statistics are not differentiable.
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
-                        const MaybeTensor& running_mean, const MaybeTensor& running_var, bool training, double eps,
-                        Forward* outputs) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    *outputs = call_forward(input, running_mean, running_var, weight, bias, training, eps);
-    const auto& [output, mean, rstd, var] = *outputs;
-    ctx->save_for_backward({input, or_undefined(weight), or_undefined(bias), mean, rstd});
-    ctx->saved_data["eps"] = eps;
-    ctx->saved_data["training"] = training;
-    ctx->set_materialize_grads(false);
-    return output;
-  }
+struct BatchNormDerivative {
+  static constexpr const char* kName = "BatchNormBackward";
+  double eps;
+  bool training;
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined()) return variable_list(8);
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2];
-    auto [grad_input, grad_weight, grad_bias] = call_backward(
-        grads[0], input, saved[3], saved[4], or_none(weight), or_none(bias), ctx->saved_data["training"].toBool(),
-        ctx->saved_data["eps"].toDouble(), gradient_mask(ctx, weight, bias));
-    return {grad_input, grad_weight, grad_bias, {}, {}, {}, {}, {}};
+  Gradients gradients(const Tensor& grad_output, const Saved& s, Mask mask) const {
+    return call_backward(grad_output, s.input, s.mean, s.rstd, or_none(s.weight), or_none(s.bias), training, eps, mask);
+  }
+  void collect(torch::dynamo::autograd::CompiledNodeArgs& args) const {
+    args.collect(eps);
+    args.collect(training);
   }
 };
 
@@ -313,20 +301,24 @@ struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFu
 };
 
 Forward forward_autograd(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
-                         const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps) {
-  if (!needs_autograd(input, or_undefined(weight), or_undefined(bias))) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward(input, running_mean, running_var, weight, bias, training, eps);
-  }
-  Forward outputs;
-  std::get<0>(outputs) =
-      BatchNormFunction::apply(input, weight, bias, running_mean, running_var, training, eps, &outputs);
+                         const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training, double eps) {
+  const auto forward = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward(input, running_mean, running_var, maybe_weight, maybe_bias, training, eps);
+  };
+  const Tensor weight = or_undefined(maybe_weight), bias = or_undefined(maybe_bias);
+  if (!needs_autograd("batch_norm_forward", input, weight, bias)) return forward();
+  const auto node = make_node(BatchNormDerivative{eps, training}, input, weight, bias);
+  auto outputs = forward();
+  const auto& [output, mean, rstd, var] = outputs;
+  node->save({input, weight, bias, mean, rstd});
+  torch::autograd::set_history(output, node);
   return outputs;
 }
 
-Backward backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                           const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps, Mask mask) {
-  if (!needs_autograd(grad_output, input, or_undefined(weight))) {
+Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
+                            const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps, Mask mask) {
+  if (!needs_autograd("batch_norm_backward", grad_output, input, or_undefined(weight))) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
   }

@@ -62,13 +62,6 @@ c10::TypedOperatorHandle<Signature> operator_handle(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// Which of grad_input, grad_weight and grad_bias an autograd function has to compute, whose first tensor arguments are
-// input, weight and bias. Its edges are counted over the tensors that were there.
-inline Mask gradient_mask(torch::autograd::AutogradContext* ctx, const Tensor& weight, const Tensor& bias) {
-  return {ctx->needs_input_grad(0), weight.defined() && ctx->needs_input_grad(1),
-          bias.defined() && ctx->needs_input_grad(weight.defined() ? 2 : 1)};
-}
-
 inline Mask saved_mask(torch::autograd::AutogradContext* ctx) {
   const auto mask = ctx->saved_data["mask"].toBoolList();
   return {mask[0], mask[1], mask[2]};
@@ -89,13 +82,15 @@ inline std::array<Tensor, 3> spread(const torch::autograd::variable_list& define
   return gradients;
 }
 
-// Whether calling an op on these tensors must record a derivative. Forward-mode tangents count, so that they meet
-// autograd's own error instead of being dropped.
+// Whether calling an op on these tensors must record a derivative. Forward-mode tangents are refused rather than
+// dropped: the op's caller in Python takes normext/transforms.py for them.
 template <class... Tensors>
-bool needs_autograd(const Tensors&... tensors) {
-  const auto tangent = [](const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); };
-  return (at::GradMode::is_enabled() && ((tensors.defined() && tensors.requires_grad()) || ...)) ||
-         (tangent(tensors) || ...);
+bool needs_autograd(const char* op, const Tensors&... tensors) {
+  const auto has_tangent = [](const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); };
+  TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(tensors) || ...), op,
+                              " does not support forward-mode AD: expected tensors without tangents; "
+                              "normext's functions and modules take them");
+  return at::GradMode::is_enabled() && ((tensors.defined() && tensors.requires_grad()) || ...);
 }
 
 }  // namespace normext

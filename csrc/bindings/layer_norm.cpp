@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "double_backward.h"
+#include "norm_node.h"
 #include "ops/layer_norm.h"
 
 namespace normext {
@@ -14,7 +15,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Forward = std::tuple<Tensor, Tensor, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, Tensor>;
 
 // ------------------------------------------------------------------------------------------------ checks, allocation
 void check_shapes(const Tensor& input, c10::SymIntArrayRef normalized_shape, const Tensor& weight, const Tensor& bias) {
@@ -55,8 +55,8 @@ Forward allocate(const Tensor& input, c10::SymIntArrayRef normalized_shape) {
           at::empty_symint(statistics, options)};
 }
 
-Backward allocate_gradients(const Tensor& input, c10::SymIntArrayRef normalized_shape, at::ScalarType parameters,
-                            Mask mask) {
+Gradients allocate_gradients(const Tensor& input, c10::SymIntArrayRef normalized_shape, at::ScalarType parameters,
+                             Mask mask) {
   const auto parameter = [&](bool wanted) {
     return wanted ? at::empty_symint(normalized_shape, input.options().dtype(parameters)) : Tensor{};
   };
@@ -127,17 +127,17 @@ at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, c1
   return param_type;
 }
 
-Backward backward_meta(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                       const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
-                       double, Mask mask) {
+Gradients backward_meta(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                        const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
+                        double, Mask mask) {
   const auto param_type =
       check_backward(grad_output, input, normalized_shape, mean, rstd, or_undefined(weight), or_undefined(bias));
   return allocate_gradients(input, normalized_shape, param_type, mask);
 }
 
-Backward backward_kernel(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                         const Tensor& mean, const Tensor& rstd, const MaybeTensor& maybe_weight,
-                         const MaybeTensor& maybe_bias, double, Mask mask) {
+Gradients backward_kernel(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                          const Tensor& mean, const Tensor& rstd, const MaybeTensor& maybe_weight,
+                          const MaybeTensor& maybe_bias, double, Mask mask) {
   const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight)), bias = or_undefined(maybe_bias);
   const auto param_type = check_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
   auto gradients = allocate_gradients(input, normalized_shape, param_type, mask);
@@ -173,37 +173,27 @@ Forward call_forward(const Tensor& input, c10::SymIntArrayRef normalized_shape, 
   return op.call(input, normalized_shape, weight, bias, eps);
 }
 
-Backward call_backward(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                       const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
-                       double eps, Mask mask) {
+Gradients call_backward(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                        const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
+                        double eps, Mask mask) {
   static const auto op = operator_handle<decltype(backward_meta)>("normext::layer_norm_backward");
   return op.call(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
 }
 
 // ------------------------------------------------------------------------------------------------ derivatives
-struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
-  // Returns the output alone: what is returned, autograd wraps, and the statistics are not differentiable.
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
-                        c10::SymIntArrayRef normalized_shape, double eps, Forward* outputs) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    *outputs = call_forward(input, normalized_shape, weight, bias, eps);
-    const auto& [output, mean, rstd] = *outputs;
-    ctx->save_for_backward({input, or_undefined(weight), or_undefined(bias), mean, rstd});
-    ctx->saved_data["eps"] = eps;
-    ctx->saved_data["normalized_dims"] = static_cast<int64_t>(normalized_shape.size());
-    ctx->set_materialize_grads(false);
-    return output;
-  }
+struct LayerNormDerivative {
+  static constexpr const char* kName = "LayerNormBackward";
+  double eps;
+  int64_t normalized_dims;
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined()) return variable_list(6);
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2];
-    const auto normalized_shape = input.sym_sizes().slice(input.dim() - ctx->saved_data["normalized_dims"].toInt());
-    auto [grad_input, grad_weight, grad_bias] =
-        call_backward(grads[0], input, normalized_shape, saved[3], saved[4], or_none(weight), or_none(bias),
-                      ctx->saved_data["eps"].toDouble(), gradient_mask(ctx, weight, bias));
-    return {grad_input, grad_weight, grad_bias, {}, {}, {}};
+  Gradients gradients(const Tensor& grad_output, const Saved& s, Mask mask) const {
+    const auto normalized_shape = s.input.sym_sizes().slice(s.input.dim() - normalized_dims);
+    return call_backward(grad_output, s.input, normalized_shape, s.mean, s.rstd, or_none(s.weight), or_none(s.bias),
+                         eps, mask);
+  }
+  void collect(torch::dynamo::autograd::CompiledNodeArgs& args) const {
+    args.collect(eps);
+    args.collect(normalized_dims);
   }
 };
 
@@ -232,21 +222,27 @@ struct LayerNormBackwardFunction : torch::autograd::Function<LayerNormBackwardFu
   }
 };
 
-Forward forward_autograd(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
-                         const MaybeTensor& bias, double eps) {
-  if (!needs_autograd(input, or_undefined(weight), or_undefined(bias))) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward(input, normalized_shape, weight, bias, eps);
-  }
-  Forward outputs;
-  std::get<0>(outputs) = LayerNormFunction::apply(input, weight, bias, normalized_shape, eps, &outputs);
+Forward forward_autograd(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& maybe_weight,
+                         const MaybeTensor& maybe_bias, double eps) {
+  const auto forward = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward(input, normalized_shape, maybe_weight, maybe_bias, eps);
+  };
+  const Tensor weight = or_undefined(maybe_weight), bias = or_undefined(maybe_bias);
+  if (!needs_autograd("layer_norm_forward", input, weight, bias)) return forward();
+  const LayerNormDerivative norm{eps, static_cast<int64_t>(normalized_shape.size())};
+  const auto node = make_node(norm, input, weight, bias);
+  auto outputs = forward();
+  const auto& [output, mean, rstd] = outputs;
+  node->save({input, weight, bias, mean, rstd});
+  torch::autograd::set_history(output, node);
   return outputs;
 }
 
-Backward backward_autograd(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                           const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
-                           double eps, Mask mask) {
-  if (!needs_autograd(grad_output, input, or_undefined(weight))) {
+Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                            const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
+                            double eps, Mask mask) {
+  if (!needs_autograd("layer_norm_backward", grad_output, input, or_undefined(weight))) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
   }
