@@ -16,6 +16,14 @@ struct Normalize {
   static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[3]) { return fma(in[0] - k[0], k[1], k[2]); }
 };
 
+// y = x * scale + shift, for half types where the mean lies within a deviation of zero. It is off by a last bit of
+// float32 times the weight, at most, and takes a coefficient less.
+template <class T>
+struct NormalizeNearZero {
+  static constexpr int kInputs = 1, kCoefficients = 2;
+  static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[2]) { return fma(in[0], k[0], k[1]); }
+};
+
 // dx = (dy + level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow in
 // float32 for deviations of 1e30.)
 template <class T>
@@ -23,6 +31,15 @@ struct TrainingGradient {
   static constexpr int kInputs = 2, kCoefficients = 5;  // dy, x; scale, mean, rstd, slope, level
   static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[5]) {
     return fma((in[1] - k[1]) * k[2], k[3], in[0] + k[4]) * k[0];
+  }
+};
+
+// dx = dy * scale + (x * slope + level), multiplied out, where the mean lies within a deviation of zero.
+template <class T>
+struct TrainingGradientNearZero {
+  static constexpr int kInputs = 2, kCoefficients = 3;  // dy, x; scale, slope, level
+  static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[3]) {
+    return fma(in[0], k[0], fma(in[1], k[1], k[2]));
   }
 };
 
@@ -66,7 +83,7 @@ void forward(const BatchNormForward& op, int threads) {
   const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
   const ChannelArrays<S, 1> shifts(partials);
   const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
-  const ChannelArrays<S, 5> coefficients(all);    // of Normalize; then weight and bias
+  const ChannelArrays<S, 7> coefficients(all);    // of Normalize, shift near zero, whether it is far; weight and bias
   const ChannelArrays<double, 3> moments(all);    // mean, variance, rstd
 
   const auto reduce = [&](int64_t block, int64_t slice) {
@@ -101,7 +118,8 @@ void forward(const BatchNormForward& op, int threads) {
   const auto finish = [&](int64_t begin, int64_t end) {
     double *const m = moments[0], *const v = moments[1], *const r = moments[2];
     S *const high = coefficients[0], *const scale = coefficients[1], *const shift = coefficients[2];
-    S *const w = coefficients[3], *const b = coefficients[4];
+    S *const near_shift = coefficients[3], *const far = coefficients[4];
+    S *const w = coefficients[5], *const b = coefficients[6];
     if (running_mean) {
       load_array(running_mean + begin, end - begin, 0, w + begin);
       load_array(running_var + begin, end - begin, 0, b + begin);
@@ -134,11 +152,16 @@ void forward(const BatchNormForward& op, int threads) {
       const double factor = r[c] * w[c], low = std::isinf(m[c]) ? 0 : m[c] - high[c];
       scale[c] = static_cast<S>(factor);
       shift[c] = static_cast<S>(b[c] - low * factor);
+      near_shift[c] = static_cast<S>(b[c] - m[c] * factor);
+      far[c] = std::abs(m[c] * r[c]) <= 1 ? 0 : 1;
     }
   };
   const auto map = [&](int64_t block, int64_t slice) {
-    channels.template map<Normalize<T>, T>(block, slice, in, static_cast<T*>(op.output),
-                                           {coefficients[0], coefficients[1], coefficients[2]});
+    T* const y = static_cast<T*>(op.output);
+    if (sizeof(T) == 2 && channels.none(block, coefficients[4]))
+      channels.template map<NormalizeNearZero<T>, T>(block, slice, in, y, {coefficients[1], coefficients[3]});
+    else
+      channels.template map<Normalize<T>, T>(block, slice, in, y, {coefficients[0], coefficients[1], coefficients[2]});
   };
   channels.run(reduce, finish, map);
 }
@@ -157,7 +180,8 @@ void backward(const BatchNormBackward& op, int threads) {
   const int64_t all = op.shape.channels;
   const double count = static_cast<double>(op.shape.batch * op.shape.plane);
   const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);  // of GradientSums
-  const ChannelArrays<S, 5> coefficients(all);  // scale, slope, level; then the gradients of weight and bias
+  // scale, slope, level; slope and level near zero, whether it is far; then the gradients of weight and bias
+  const ChannelArrays<S, 8> coefficients(all);
 
   // By dot products, and whether they will do: the mean is near zero in units of the deviation, as in sound(), and what
   // they take for zero, x or products below 2^-126, is far below the deviation and the sums. (In evaluation the
@@ -189,7 +213,8 @@ void backward(const BatchNormBackward& op, int threads) {
   };
   const auto finish = [&](int64_t begin, int64_t end) {
     S *const scale = coefficients[0], *const slope = coefficients[1], *const level = coefficients[2];
-    S *const dw = coefficients[3], *const db = coefficients[4];
+    S *const near_slope = coefficients[3], *const near_level = coefficients[4], *const far = coefficients[5];
+    S *const dw = coefficients[6], *const db = coefficients[7];
     load_array(weight ? weight + begin : nullptr, end - begin, 1, scale + begin);
     for (int64_t c = begin; c < end; ++c)
       scale[c] = static_cast<S>(static_cast<double>(rstd[c]) * static_cast<double>(scale[c]));
@@ -204,15 +229,25 @@ void backward(const BatchNormBackward& op, int threads) {
       const double g_xhat = op.training ? total.corrected(count) : total.g_xhat;
       dw[c] = static_cast<S>(g_xhat);
       db[c] = static_cast<S>(total.g);
-      slope[c] = static_cast<S>(-g_xhat / count);
-      level[c] = static_cast<S>((offset * g_xhat - total.g) / count);
+      const double exact_slope = -g_xhat / count, exact_level = (offset * g_xhat - total.g) / count;
+      slope[c] = static_cast<S>(exact_slope);
+      level[c] = static_cast<S>(exact_level);
+      const double near = exact_slope * rstd[c] * scale[c], size = std::abs(near);
+      near_slope[c] = static_cast<S>(near);
+      near_level[c] = static_cast<S>(exact_level * scale[c] - mean[c] * near);
+      // What is multiplied out must not leave float32, as it does for deviations of 1e30.
+      const bool in_range = (size > 0x1p-100) & (size < 0x1p100);
+      far[c] = (std::abs(mean[c] * rstd[c]) <= 1) & (in_range | (near == 0)) ? 0 : 1;
     }
     store_array(dw + begin, end - begin, grad_weight ? grad_weight + begin : nullptr);
     store_array(db + begin, end - begin, grad_bias ? grad_bias + begin : nullptr);
   };
   const auto map = [&](int64_t block, int64_t slice) {
     if (!dx) return;
-    if (op.training)
+    if (op.training && channels.none(block, coefficients[5]))
+      channels.template map<TrainingGradientNearZero<T>, T>(block, slice, {dy, x}, dx,
+                                                            {coefficients[0], coefficients[3], coefficients[4]});
+    else if (op.training)
       channels.template map<TrainingGradient<T>, T>(block, slice, {dy, x}, dx,
                                                     {coefficients[0], mean, rstd, coefficients[1], coefficients[2]});
     else
