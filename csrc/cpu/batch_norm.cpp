@@ -16,8 +16,7 @@ struct Normalize {
   static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[3]) { return fma(in[0] - k[0], k[1], k[2]); }
 };
 
-// y = x * scale + shift, for half types where the mean lies within a deviation of zero. It is off by a last bit of
-// float32 times the weight, at most, and takes a coefficient less.
+// y = x * scale + shift, for half types where the mean is near zero: see near_zero.
 template <class T>
 struct NormalizeNearZero {
   static constexpr int kInputs = 1, kCoefficients = 2;
@@ -34,7 +33,7 @@ struct TrainingGradient {
   }
 };
 
-// dx = dy * scale + (x * slope + level), multiplied out, where the mean lies within a deviation of zero.
+// dx = dy * scale + (x * slope + level), where the mean is near zero.
 template <class T>
 struct TrainingGradientNearZero {
   static constexpr int kInputs = 2, kCoefficients = 3;  // dy, x; scale, slope, level
@@ -153,7 +152,7 @@ void forward(const BatchNormForward& op, int threads) {
       scale[c] = static_cast<S>(factor);
       shift[c] = static_cast<S>(b[c] - low * factor);
       near_shift[c] = static_cast<S>(b[c] - m[c] * factor);
-      far[c] = std::abs(m[c] * r[c]) <= 1 ? 0 : 1;
+      far[c] = near_zero(m[c], r[c]) ? 0 : 1;
     }
   };
   const auto map = [&](int64_t block, int64_t slice) {
@@ -237,7 +236,7 @@ void backward(const BatchNormBackward& op, int threads) {
       near_level[c] = static_cast<S>(exact_level * scale[c] - mean[c] * near);
       // What is multiplied out must not leave float32, as it does for deviations of 1e30.
       const bool in_range = (size > 0x1p-100) & (size < 0x1p100);
-      far[c] = (std::abs(mean[c] * rstd[c]) <= 1) & (in_range | (near == 0)) ? 0 : 1;
+      far[c] = near_zero(mean[c], rstd[c]) & (in_range | (near == 0)) ? 0 : 1;
     }
     store_array(dw + begin, end - begin, grad_weight ? grad_weight + begin : nullptr);
     store_array(db + begin, end - begin, grad_bias ? grad_bias + begin : nullptr);

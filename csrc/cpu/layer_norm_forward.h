@@ -90,20 +90,29 @@ struct LayerNormRows {
     return moments_of(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
   }
 
-  // Columns [begin, end) of a row's output, (x - mean) * rstd * weight + bias. The mean is split into high + low:
-  // float32 cannot hold it all where it is far from zero, and the difference must be exact.
-  template <bool kStream>
-  void normalize(int64_t row, double mean, double rstd, int64_t begin, int64_t end) const {
-    const auto high = static_cast<S>(mean);
-    const V center = broadcast(high), scale = broadcast(static_cast<S>(rstd));
-    const V shift = broadcast(static_cast<S>((high - mean) * rstd));
+  // Columns [begin, end) of a row's output, xhat(x) * weight + bias.
+  template <bool kStream, class F>
+  NORMEXT_INLINE void write(int64_t row, int64_t begin, int64_t end, const F& xhat) const {
     const V one = broadcast(S{1}), zero = broadcast(S{0});
     const T* x = input + row * columns;
-    map_vectors<kStream>(output + row * columns, begin, end,
-                         [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
-                           const V xhat = fma(load(x + at, count) - center, scale, shift);
-                           return fma(xhat, load_or(w, at, count, one), load_or(b, at, count, zero));
-                         });
+    map_vectors<kStream>(
+        output + row * columns, begin, end, [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
+          return fma(xhat(load(x + at, count)), load_or(w, at, count, one), load_or(b, at, count, zero));
+        });
+  }
+
+  // xhat is (x - mean) * rstd. The mean is split into high + low: float32 cannot hold it all where it is far from zero,
+  // and the difference must be exact. Half types do without where it is near.
+  template <bool kStream>
+  void normalize(int64_t row, double mean, double rstd, int64_t begin, int64_t end) const {
+    const V scale = broadcast(static_cast<S>(rstd));
+    if (sizeof(T) == 2 && near_zero(mean, rstd)) {
+      const V shift = broadcast(static_cast<S>(-mean * rstd));
+      return write<kStream>(row, begin, end, [=](V x) NORMEXT_INLINE { return fma(x, scale, shift); });
+    }
+    const auto high = static_cast<S>(mean);
+    const V center = broadcast(high), shift = broadcast(static_cast<S>((high - mean) * rstd));
+    write<kStream>(row, begin, end, [=](V x) NORMEXT_INLINE { return fma(x - center, scale, shift); });
   }
 
   // For `count` rows, or as many as have their two sums in one vector: a shift, and sums of d and d^2, d = x - shift.
