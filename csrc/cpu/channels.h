@@ -53,7 +53,10 @@ class Channels {
       units_ = (total_ + width_ - 1) / width_;
       block_channels_ = std::min(channels_, kBlockColumns / plane_);
     }
-    blocks_ = (channels_ + block_channels_ - 1) / block_channels_;
+    const auto blocks = [&] { return (channels_ + block_channels_ - 1) / block_channels_; };
+    block_channels_ = (channels_ + blocks() - 1) / blocks();  // so that the last is as large as the others
+    if (plane_ == 1) block_channels_ = std::min(channels_, (block_channels_ + kLanes - 1) / kLanes * kLanes);
+    blocks_ = blocks();
     const bool balanced = blocks_ >= 4 * threads_ || blocks_ % threads_ == 0;
     const int64_t wanted = balanced ? 1 : threads_;
     const int64_t needed = slice_elements ? total_ / blocks_ / slice_elements + 1 : 1;
@@ -108,7 +111,7 @@ class Channels {
   template <class T>
   void sample(int64_t block, int64_t slice, const T* x, Scalar<T>* values) const {
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
-    if (by_planes_) {
+    if (by_planes_ || (plane_ >= kLanes && repeats() == 1)) {
       const int64_t samples = std::min<int64_t>(end - begin, 2);
       for (int64_t channel = channel_begin(block); channel < channel_begin(block + 1); ++channel) {
         Doubles total{};
