@@ -72,17 +72,16 @@ at::MemoryFormat memory_format(const Tensor& input) {
 }
 
 Forward allocate(const Tensor& input, bool training) {
-  const auto options = input.options().dtype(statistics_type(input));
-  const auto channel_array = [&] { return at::empty_symint({channels_of(input)}, options); };
-  return {at::empty_like(input, {}, memory_format(input)), channel_array(), channel_array(),
-          training ? channel_array() : at::empty({0}, options)};
+  const auto array = [&, type = statistics_type(input)](c10::SymInt size) { return empty(input, size, type); };
+  const auto channels = channels_of(input);
+  return {empty(input, input.sym_sizes(), input.scalar_type(), memory_format(input)), array(channels), array(channels),
+          array(training ? channels : 0)};
 }
 
 Gradients allocate_gradients(const Tensor& input, at::ScalarType parameters, Mask mask) {
-  const auto parameter = [&](bool wanted) {
-    return wanted ? at::empty_symint({channels_of(input)}, input.options().dtype(parameters)) : Tensor{};
-  };
-  return {mask[0] ? at::empty_like(input, {}, memory_format(input)) : Tensor{}, parameter(mask[1]), parameter(mask[2])};
+  const auto parameter = [&](bool wanted) { return wanted ? empty(input, channels_of(input), parameters) : Tensor{}; };
+  return {mask[0] ? empty(input, input.sym_sizes(), input.scalar_type(), memory_format(input)) : Tensor{},
+          parameter(mask[1]), parameter(mask[2])};
 }
 
 BatchNormShape shape_of(const Tensor& input, at::MemoryFormat format) {

@@ -1,6 +1,7 @@
 // common.h -- what the bindings of every norm share. This folder is the only one that knows torch.
 #pragma once
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -42,6 +43,15 @@ struct Parameter {
 // Parameters share a device with the input and a dtype with each other: the input's, or float32 for a half input.
 // Returns that dtype; the input's where there is no parameter.
 at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters);
+
+// An uninitialized tensor on input's device. On the CPU it does not take the way through torch's dispatcher, which
+// costs a small norm a fifth of its time.
+inline Tensor empty(const Tensor& input, c10::SymIntArrayRef sizes, at::ScalarType dtype,
+                    at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  if (input.is_cpu())
+    return at::detail::empty_cpu(C10_AS_INTARRAYREF_SLOW(sizes), dtype, /*pin_memory=*/false, format);
+  return at::empty_symint(sizes, input.options().dtype(dtype), format);
+}
 
 inline const void* data_or_null(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 inline void* mutable_data_or_null(const Tensor& tensor) {

@@ -50,17 +50,15 @@ at::ScalarType check(const Tensor& input, c10::SymIntArrayRef normalized_shape, 
 Forward allocate(const Tensor& input, c10::SymIntArrayRef normalized_shape) {
   c10::SymDimVector statistics(input.sym_sizes());
   std::fill(statistics.end() - static_cast<int64_t>(normalized_shape.size()), statistics.end(), 1);
-  const auto options = input.options().dtype(statistics_type(input));
-  return {at::empty_like(input, {}, at::MemoryFormat::Contiguous), at::empty_symint(statistics, options),
-          at::empty_symint(statistics, options)};
+  const auto type = statistics_type(input);
+  return {empty(input, input.sym_sizes(), input.scalar_type()), empty(input, statistics, type),
+          empty(input, statistics, type)};
 }
 
 Gradients allocate_gradients(const Tensor& input, c10::SymIntArrayRef normalized_shape, at::ScalarType parameters,
                              Mask mask) {
-  const auto parameter = [&](bool wanted) {
-    return wanted ? at::empty_symint(normalized_shape, input.options().dtype(parameters)) : Tensor{};
-  };
-  return {mask[0] ? at::empty_like(input, {}, at::MemoryFormat::Contiguous) : Tensor{}, parameter(mask[1]),
+  const auto parameter = [&](bool wanted) { return wanted ? empty(input, normalized_shape, parameters) : Tensor{}; };
+  return {mask[0] ? empty(input, input.sym_sizes(), input.scalar_type()) : Tensor{}, parameter(mask[1]),
           parameter(mask[2])};
 }
 

@@ -240,9 +240,11 @@ struct LayerNormRows {
 
   void run(int threads) const {
     if (share_rows(rows, columns, threads)) return by_columns(threads);
-    // The lines that two rows share are stored in parts, which must be few beside those that are streamed.
+    // The lines that two rows share are stored in parts, which must be few beside those that are streamed. And rows of
+    // a few lines take longer to compute than to write.
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    const bool streams = should_stream(2 * rows * row_bytes) && (row_bytes >= 2048 || whole_lines(output, row_bytes));
+    const bool lines = row_bytes >= 2048 || (row_bytes >= 512 && whole_lines(output, row_bytes));
+    const bool streams = lines && should_stream(2 * rows * row_bytes);
     streams ? by_rows<true>(threads) : by_rows<false>(threads);
   }
 };
