@@ -99,7 +99,7 @@ void forward(const BatchNormForward& op, int threads) {
     if constexpr (kDotSums<T>) {
       if (count >= kFew) {
         std::fill(shift + begin, shift + end, 0);
-        sum.template operator()<DotMomentSums<T>>();
+        sum.template operator()<DotMomentSums>();
         if (all_sound(0)) return;
       }
     }
@@ -192,7 +192,7 @@ void backward(const BatchNormBackward& op, int threads) {
       int64_t unsound = 0;  // as wide as a double, for vector code
       for (int64_t c = begin; c < end; ++c) unsound |= (std::abs(mean[c] * rstd[c]) <= 2) & (rstd[c] < 0x1p80f) ? 0 : 1;
       if (unsound != 0) return false;
-      channels.template reduce<DotGradientSums<T>, T>(block, slice, {dy, x}, {mean}, {g, g_xhat, xhat});
+      channels.template reduce<DotGradientSums, T>(block, slice, {dy, x}, {mean}, {g, g_xhat, xhat});
       for (int64_t c = begin; c < end; ++c) {
         const double about_mean = g_xhat[c] - mean[c] * g[c], size = std::abs(about_mean);
         const double largest = std::max(size, std::abs(xhat[c]));

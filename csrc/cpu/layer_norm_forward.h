@@ -23,7 +23,7 @@ template <class T>
 std::pair<double, double> dot_sums(const T* x, int64_t count) {
   const T* const in[1] = {x};
   Doubles sums[2] = {};
-  add_dot_sums<DotMomentSums<T>>(in, 0, count, sums);
+  add_dot_sums<DotMomentSums>(in, 0, count, sums);
   return {sum(sums[0]), sum(sums[1])};
 }
 
@@ -131,7 +131,7 @@ struct LayerNormRows {
       for (int r = 0; r < kRowsSummed && r < count; ++r) {
         const T* const in[1] = {x + r * columns};
         if constexpr (kDotSums<T>) {
-          const auto short_sums = short_dot_sum<DotMomentSums<T>>(in, at, stop);
+          const auto short_sums = short_dot_sum<DotMomentSums>(in, 0, at, stop);
           lanes[r] = short_sums.sums[0];
           lanes[r + kRowsSummed] = short_sums.sums[1];
         } else {
