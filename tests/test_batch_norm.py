@@ -335,32 +335,34 @@ def test_mean_of_many_deviations(backend: str, ratio: float, layout, size: tuple
 
 @batches
 @layouts
-@pytest.mark.parametrize("ratio", [1, 3, 100])
-@pytest.mark.parametrize("dtype", HALF, ids=dtype_name)
-def test_half_mean_of_some_deviations(
-    backend: str, dtype: torch.dtype, ratio: float, layout, size: tuple[int, ...]
-) -> None:
-    """bfloat16 is summed about zero, and otherwise where the mean is too far from it: in one channel, and in all."""
+@pytest.mark.parametrize("ratio", [0.9, 1, 3, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=dtype_name)
+def test_mean_of_some_deviations(backend: str, dtype: torch.dtype, ratio: float, layout, size: tuple[int, ...]) -> None:
+    """Near zero there are shorter ways to the same results, elsewhere others: in one channel, and in all."""
     for channels in (slice(0, 1), slice(None)):
         x = torch.randn(size)
         x[:, channels] += ratio
         weight, bias = parameters((True, True), size[1], dtype=dtype, device=backend)
+        weight[-1] = 0
+        stats = x.mean((0, 2, 3)).to(dtype).to(backend), x.var((0, 2, 3)).to(dtype).to(backend)
         x = layout(x.to(dtype).to(backend))
         check_forward(x, weight, bias)
+        check_forward(x, weight, bias, stats)
         check_backward(x, torch.randn_like(x), weight, bias)
 
 
 @batches
 @layouts
-@pytest.mark.parametrize("scale", [1.0, 2.0**-115, 2.0**100])
-def test_half_gradients_that_add_up_to_zero_or_little(
-    backend: str, scale: float, layout, size: tuple[int, ...]
+@pytest.mark.parametrize("scale, deviation", [(1.0, 1.0), (2.0**-115, 1.0), (2.0**100, 1.0), (2.0**-60, 2.0**30)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
+def test_gradients_that_add_up_to_zero_or_little(
+    backend: str, dtype: torch.dtype, scale: float, deviation: float, layout, size: tuple[int, ...]
 ) -> None:
-    """Products of bfloat16 that are subnormal count as zero: it must be noticed. So must sums that leave nothing."""
-    x = layout(torch.randn(size).bfloat16().to(backend))
+    """Products that leave float32, or are subnormal, must be noticed. So must sums that leave nothing."""
+    x = layout((deviation * torch.randn(size)).to(dtype).to(backend))
     grad_output = torch.randn(size)
     grad_output[1::2] = -grad_output[::2]
-    grad_output = layout((scale * grad_output).bfloat16().to(backend))
+    grad_output = layout((scale * grad_output).to(dtype).to(backend))
     weight, bias = parameters((True, True), size[1], dtype=torch.float32, device=backend)
     check_backward(x, grad_output, weight, bias)
 
