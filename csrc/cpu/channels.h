@@ -198,7 +198,8 @@ class Channels {
 
   template <class Number, int kTables>
   void clear(int64_t block, ColumnTable<Number> (&tables)[kTables]) const {
-    for (ColumnTable<Number>& table : tables) std::fill_n(table.at, columns(block, 0, 0).size() + kLanes, Number{0});
+    for (ColumnTable<Number>& table : tables)
+      std::fill_n(table.at, columns(block, 0, 0).size() + table.kRoom, Number{0});
   }
 
   // How often a block's channels come side by side in its columns.

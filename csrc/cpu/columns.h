@@ -13,7 +13,8 @@ constexpr int64_t kBlockColumns = 1024;  // so many columns' coefficients and to
 
 template <class Number>
 struct alignas(64) ColumnTable {
-  Number at[kBlockColumns + kLanes];
+  static constexpr int64_t kRoom = 2 * kLanes;  // beyond the last column
+  Number at[kBlockColumns + kRoom];
 };
 
 // A block of columns [column, column_end) of rows [row, row_end), in a row-major matrix of `width` columns and `total`

@@ -159,7 +159,8 @@ inline void put_in_order([[maybe_unused]] Floats& low, [[maybe_unused]] Floats& 
 #endif
 }
 
-// Adds the sums down `columns` columns of a few rows, at most kRowsAtOnce, to the columns' totals.
+// Adds the sums down `columns` columns of a few rows, at most kRowsAtOnce, to the columns' totals, of which there is
+// room for whole vectors of pairs.
 template <class Sum>
 NORMEXT_INLINE inline void add_dot_column_sums(const BFloat16* const (&from)[Sum::kInputs], int64_t begin,
                                                int64_t stride, int64_t rows, int64_t columns,
@@ -184,7 +185,7 @@ NORMEXT_INLINE inline void add_dot_column_sums(const BFloat16* const (&from)[Sum
       double* const to = totals[i] + column;
       put_in_order(low.sums[i], high.sums[i]);
       store(to, load(to) + widen(low.sums[i]));
-      if (count > kLanes) store(to + kLanes, load(to + kLanes) + widen(high.sums[i]));
+      store(to + kLanes, load(to + kLanes) + widen(high.sums[i]));
     }
   }
 }
