@@ -183,6 +183,26 @@ def test_changing_the_input_before_backward_is_noticed(device: str, case: Case) 
 
 
 @cases
+def test_what_is_saved_is_packed_and_freed(device: str, case: Case) -> None:
+    inputs = case.inputs(device)
+    grad_output = torch.randn_like(inputs[0])
+    expected = torch.autograd.grad(case.ours(*inputs), inputs, grad_output)
+    packed: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> int:
+        packed.append(tensor)
+        return len(packed) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: packed[i]):
+        output = case.ours(*inputs)
+    assert len(packed) == 3 + sum(case.affine)  # the input, mean, rstd, and the parameters
+    for found, wanted in zip(torch.autograd.grad(output, inputs, grad_output), expected, strict=True):
+        assert torch.equal(found, wanted)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(output, inputs, grad_output)
+
+
+@cases
 def test_inference_mode(device: str, case: Case) -> None:
     inputs = case.inputs(device)
     with torch.inference_mode():

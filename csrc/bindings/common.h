@@ -44,11 +44,11 @@ struct Parameter {
 // Returns that dtype; the input's where there is no parameter.
 at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters);
 
-// An uninitialized tensor on input's device. On the CPU it does not take the way through torch's dispatcher, which
-// costs a small norm a fifth of its time.
+// An uninitialized tensor on input's device. On the CPU it does not go through torch's dispatcher, which costs a small
+// norm a tenth of its time, unless memory may have to be filled there: see torch.utils.deterministic.
 inline Tensor empty(const Tensor& input, c10::SymIntArrayRef sizes, at::ScalarType dtype,
                     at::MemoryFormat format = at::MemoryFormat::Contiguous) {
-  if (input.is_cpu())
+  if (input.is_cpu() && !at::globalContext().deterministicAlgorithms())
     return at::detail::empty_cpu(C10_AS_INTARRAYREF_SLOW(sizes), dtype, /*pin_memory=*/false, format);
   return at::empty_symint(sizes, input.options().dtype(dtype), format);
 }

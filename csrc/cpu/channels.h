@@ -111,7 +111,7 @@ class Channels {
   template <class T>
   void sample(int64_t block, int64_t slice, const T* x, Scalar<T>* values) const {
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
-    if (by_planes_ || (plane_ >= kLanes && repeats() == 1)) {
+    if (by_planes_ || (plane_ >= kLanes && repeats() == 1)) {  // where a channel has a vector of its own
       const int64_t samples = std::min<int64_t>(end - begin, 2);
       for (int64_t channel = channel_begin(block); channel < channel_begin(block + 1); ++channel) {
         Doubles total{};
