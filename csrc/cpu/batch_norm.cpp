@@ -61,11 +61,6 @@ class ChannelArrays {
   Scratch<Number> numbers_;
 };
 
-template <class T>
-int64_t bytes_of(const BatchNormShape& shape) {
-  return shape.batch * shape.channels * shape.plane * static_cast<int64_t>(sizeof(T));
-}
-
 // Loops over channels are plain, and g++ makes vector code of them.
 template <class T, class P>
 void forward(const BatchNormForward& op, int threads) {
@@ -77,8 +72,7 @@ void forward(const BatchNormForward& op, int threads) {
   const double eps = op.eps;
 
   // A slice of float64 elements is still in cache when it is summed a second time.
-  const Channels channels(op.shape, threads, 2 * bytes_of<T>(op.shape), !running_mean,
-                          kTwoPasses<T> ? kCachedElements : 0);
+  const Channels channels(op.shape, threads, 1, sizeof(T), !running_mean, kTwoPasses<T> ? kCachedElements : 0);
   const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
   const ChannelArrays<S, 1> shifts(partials);
   const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
@@ -175,7 +169,7 @@ void backward(const BatchNormBackward& op, int threads) {
   T* dx = static_cast<T*>(op.grad_input);
 
   const bool sums_needed = grad_weight || grad_bias || op.training;
-  const Channels channels(op.shape, threads, 3 * bytes_of<T>(op.shape), sums_needed);
+  const Channels channels(op.shape, threads, 2, sizeof(T), sums_needed);
   const int64_t all = op.shape.channels;
   const double count = static_cast<double>(op.shape.batch * op.shape.plane);
   const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);  // of GradientSums

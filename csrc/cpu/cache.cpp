@@ -1,15 +1,20 @@
 #include "cache.h"
 
+#include <algorithm>
 #include <fstream>
 
 namespace normext::cpu {
+
+// What a cache of a few cores holds. A larger one is made of the slices of dozens of cores, and no faster than memory
+// to a few of them (58 and 57 GB/s to two cores of a Xeon with 480 MB of it).
+constexpr int64_t kMost = 32 << 20;
 
 // Linux says what the core at hand can reach; the C library's sysconf() adds up a whole package.
 static int64_t read_last_level_cache() {
   int64_t kilobytes = 0;
   char unit = 0;
   std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kilobytes >> unit;
-  return kilobytes > 0 && unit == 'K' ? kilobytes * 1024 : 32 << 20;
+  return kilobytes > 0 && unit == 'K' ? std::min(kilobytes * 1024, kMost) : kMost;
 }
 
 static int64_t& choice() {
@@ -19,5 +24,17 @@ static int64_t& choice() {
 
 int64_t last_level_cache() { return choice(); }
 void set_last_level_cache(int64_t bytes) { choice() = bytes; }
+
+static bool is_amd() {
+#if defined(__x86_64__)
+  static const bool amd = __builtin_cpu_is("amd");
+  return amd;
+#else
+  return false;
+#endif
+}
+
+bool should_fetch_block(int64_t inputs, int64_t block_bytes) { return inputs * block_bytes <= 4 * kCached; }
+bool should_fetch_rows(int64_t rows_bytes) { return !is_amd() && rows_bytes <= 2 * kCached; }
 
 }  // namespace normext::cpu

@@ -4,7 +4,7 @@
 
 namespace normext::cpu {
 
-int64_t last_level_cache();                // bytes
+int64_t last_level_cache();                // bytes, as far as it is faster than memory
 void set_last_level_cache(int64_t bytes);  // meant for tests
 
 // Whether an op that reads and writes so many bytes should write past the caches: its output would hardly be found
@@ -14,5 +14,10 @@ inline bool should_stream(int64_t bytes) { return bytes > last_level_cache() / 2
 
 // Bytes that surely stay in one core's second-level cache between two passes.
 constexpr int64_t kCached = 262144;
+
+// Whether to ask for what comes next, so many bytes, while what is at hand goes through its last pass: a block of
+// channels, plane by plane, of so many inputs, or rows that follow in memory.
+bool should_fetch_block(int64_t inputs, int64_t block_bytes);
+bool should_fetch_rows(int64_t rows_bytes);
 
 }  // namespace normext::cpu

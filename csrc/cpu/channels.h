@@ -27,15 +27,17 @@ inline int64_t shortest_plane(int64_t batch, bool sums) { return sums && batch >
 
 class Channels {
  public:
-  // `bytes` is what the op reads and writes, `sums` whether it sums before it maps. slice_elements, if not 0: no slice
-  // of a block should be larger than that.
-  Channels(const BatchNormShape& shape, int threads, int64_t bytes, bool sums, int64_t slice_elements = 0)
+  // The op reads `inputs` tensors and writes one, of elements of so many bytes; `sums` is whether it sums before it
+  // maps. slice_elements, if not 0: no slice of a block should be larger than that.
+  Channels(const BatchNormShape& shape, int threads, int64_t inputs, int64_t element_bytes, bool sums,
+           int64_t slice_elements = 0)
       : channels_(shape.channels),
         total_(shape.batch * shape.channels * shape.plane),
         plane_(shape.channels_last ? 1 : shape.plane),
         by_planes_(plane_ >= shortest_plane(shape.batch, sums)),
         sums_(sums),
-        stream_(should_stream(bytes) && !(by_planes_ && plane_ < kShortPlane)),  // they are mostly parts of lines
+        stream_(should_stream((inputs + 1) * total_ * element_bytes) &&
+                !(by_planes_ && plane_ < kShortPlane)),  // they are mostly parts of lines
         threads_(threads_for(total_, threads)) {
     if (by_planes_) {
       pieces_ = (plane_ + kPlanePiece - 1) / kPlanePiece;
@@ -58,7 +60,11 @@ class Channels {
     if (plane_ == 1) block_channels_ = std::min(channels_, (block_channels_ + kLanes - 1) / kLanes * kLanes);
     blocks_ = blocks();
     const bool balanced = blocks_ >= 4 * threads_ || blocks_ % threads_ == 0;
-    const int64_t wanted = balanced ? 1 : threads_;
+    // A block that is too large for one core's cache, but not for that of all.
+    const int64_t block_bytes = inputs * (total_ / blocks_) * element_bytes;
+    together_ = by_planes_ && sums && threads_ > 1 && units_ >= threads_ && block_bytes > 2 * kCached &&
+                block_bytes <= threads_ * 4 * kCached;
+    const int64_t wanted = balanced && !together_ ? 1 : threads_;
     const int64_t needed = slice_elements ? total_ / blocks_ / slice_elements + 1 : 1;
     slices_ = std::min(units_, std::max(wanted, needed));
   }
@@ -81,7 +87,8 @@ class Channels {
   int64_t first_element(int64_t channel) const { return channel * plane_; }
 
   // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, then
-  // map(block, slice) for all. A block that is not sliced goes through all three while its data is in cache.
+  // map(block, slice) for all. A block that is not sliced goes through all three while its data is in cache, as does
+  // one that all threads share.
   template <class Reduce, class Finish, class Map>
   void run(const Reduce& reduce, const Finish& finish, const Map& map) const {
     if (slices_ == 1) {
@@ -95,6 +102,7 @@ class Channels {
       });
       return;
     }
+    if (together_) return run_together(reduce, finish, map);
     const auto for_slices = [&](const auto& f) {
       parallel_for(blocks_ * slices_, threads_, [&](int64_t begin, int64_t end, int) {
         for (int64_t item = begin; item < end; ++item) f(item / slices_, item % slices_);
@@ -168,12 +176,36 @@ class Channels {
   }
 
  private:
+  // Block by block: all threads share each, and wait for each other before and after its coefficients are computed.
+  template <class Reduce, class Finish, class Map>
+  void run_together(const Reduce& reduce, const Finish& finish, const Map& map) const {
+#pragma omp parallel num_threads(threads_)
+    {
+      const auto for_slices =
+          [&](const auto& f) {  // the same slices in both passes, whose data is in this core's cache
+            for (int64_t slice = omp_get_thread_num(); slice < slices_; slice += omp_get_num_threads()) f(slice);
+          };
+      for (int64_t block = 0; block < blocks_; ++block) {
+        for_slices([&](int64_t slice) { reduce(block, slice); });
+#pragma omp barrier
+#pragma omp single
+        finish(channel_begin(block), channel_begin(block + 1));
+        for_slices([&](int64_t slice) { map(block, slice); });
+      }
+      if (stream_) end_of_stream();
+    }
+  }
+
   template <class Map, bool kStream, class T>
   void map_slice(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
                  const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
     if (by_planes_) {
-      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients);
+      // Only a block that goes from sums to map at once is followed by the next one.
+      const int64_t block_bytes = Map::kInputs * (total_ / blocks_) * static_cast<int64_t>(sizeof(T));
+      const bool fetch = (slices_ == 1 || together_) && blocks_ > 1 && should_fetch_block(Map::kInputs, block_bytes);
+      const int64_t ahead = fetch ? block_channels_ * plane_ : 0;
+      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, ahead);
     } else {
       ColumnTable<Scalar<T>> k[Map::kCoefficients];
       expand(block, coefficients, k);
@@ -241,7 +273,7 @@ class Channels {
 
   int64_t channels_, total_;
   int64_t plane_;  // columns, or contiguous elements, that belong to one channel
-  bool by_planes_, sums_, stream_;
+  bool by_planes_, sums_, stream_, together_;
   int threads_;
   int64_t units_;  // what slices are made of: rows of the matrix, planes or pieces of planes
   int64_t pieces_ = 1, width_ = 0;

@@ -90,29 +90,34 @@ struct LayerNormRows {
     return moments_of(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
   }
 
-  // Columns [begin, end) of a row's output, xhat(x) * weight + bias.
+  // Columns [begin, end) of a row's output, xhat(x) * weight + bias, where the row's output begins at `to`. If `ahead`
+  // is not 0, it asks for what lies so many elements ahead.
   template <bool kStream, class F>
-  NORMEXT_INLINE void write(int64_t row, int64_t begin, int64_t end, const F& xhat) const {
+  NORMEXT_INLINE void write(int64_t row, T* to, int64_t begin, int64_t end, int64_t ahead, const F& xhat) const {
     const V one = broadcast(S{1}), zero = broadcast(S{0});
     const T* x = input + row * columns;
     map_vectors<kStream>(
-        output + row * columns, begin, end, [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
+        to, begin, end,
+        [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
           return fma(xhat(load(x + at, count)), load_or(w, at, count, one), load_or(b, at, count, zero));
+        },
+        [=](int64_t at) NORMEXT_INLINE {
+          if (ahead) __builtin_prefetch(x + at + ahead, 0, 2);
         });
   }
 
   // xhat is (x - mean) * rstd. The mean is split into high + low: float32 cannot hold it all where it is far from zero,
   // and the difference must be exact. Half types do without where it is near.
   template <bool kStream>
-  void normalize(int64_t row, double mean, double rstd, int64_t begin, int64_t end) const {
+  void normalize(int64_t row, T* to, double mean, double rstd, int64_t begin, int64_t end, int64_t ahead = 0) const {
     const V scale = broadcast(static_cast<S>(rstd));
     if (sizeof(T) == 2 && near_zero(mean, rstd)) {
       const V shift = broadcast(static_cast<S>(-mean * rstd));
-      return write<kStream>(row, begin, end, [=](V x) NORMEXT_INLINE { return fma(x, scale, shift); });
+      return write<kStream>(row, to, begin, end, ahead, [=](V x) NORMEXT_INLINE { return fma(x, scale, shift); });
     }
     const auto high = static_cast<S>(mean);
     const V center = broadcast(high), shift = broadcast(static_cast<S>((high - mean) * rstd));
-    write<kStream>(row, begin, end, [=](V x) NORMEXT_INLINE { return fma(x - center, scale, shift); });
+    write<kStream>(row, to, begin, end, ahead, [=](V x) NORMEXT_INLINE { return fma(x - center, scale, shift); });
   }
 
   // For `count` rows, or as many as have their two sums in one vector: a shift, and sums of d and d^2, d = x - shift.
@@ -187,12 +192,14 @@ struct LayerNormRows {
   }
 
   template <bool kStream>
-  void by_rows(int threads) const {
+  void by_rows(int threads, bool staged = false) const {
     const int64_t pieces = pieces_of(columns);
     const bool together = !kTwoPasses<T> && columns >= kFew && pieces == 1;
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
     const int64_t group = together ? std::clamp<int64_t>(kFirstLevel / row_bytes, 1, kRowsTogether) : 1;
+    const int64_t ahead = should_fetch_rows(group * row_bytes) ? group * columns : 0;
     parallel_for(rows, threads, [&](int64_t begin, int64_t end, int) {
+      Stage<T> stage;
       for (int64_t row = begin; row < end; row += group) {
         const int64_t count = std::min(group, end - row);
         double means[kRowsTogether], vars[kRowsTogether], rstds[kRowsTogether];
@@ -209,10 +216,12 @@ struct LayerNormRows {
         for (int64_t r = 0; r < count; ++r) {
           mean[row + r] = static_cast<S>(means[r]);
           rstd[row + r] = static_cast<S>(rstds[r]);
-          normalize<kStream>(row + r, means[r], rstds[r], 0, columns);
+          normalize<kStream>(row + r, staged ? stage.at + r * columns : output + (row + r) * columns, means[r],
+                             rstds[r], 0, columns, ahead);
         }
+        if (staged) stage.stream_to(output + row * columns, count * columns);
       }
-      if constexpr (kStream) end_of_stream();
+      if (kStream || staged) end_of_stream();
     });
   }
 
@@ -233,19 +242,17 @@ struct LayerNormRows {
           mean[row] = static_cast<S>(moments.mean);
           rstd[row] = static_cast<S>(r);
         }
-        normalize<false>(row, moments.mean, r, begin * kPiece, std::min(columns, end * kPiece));
+        normalize<false>(row, output + row * columns, moments.mean, r, begin * kPiece, std::min(columns, end * kPiece));
       }
     });
   }
 
   void run(int threads) const {
     if (share_rows(rows, columns, threads)) return by_columns(threads);
-    // The lines that two rows share are stored in parts, which must be few beside those that are streamed. And rows of
-    // a few lines take longer to compute than to write.
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    const bool lines = row_bytes >= 2048 || (row_bytes >= 512 && whole_lines(output, row_bytes));
-    const bool streams = lines && should_stream(2 * rows * row_bytes);
-    streams ? by_rows<true>(threads) : by_rows<false>(threads);
+    if (row_bytes < 512 || !should_stream(2 * rows * row_bytes))
+      return by_rows<false>(threads);  // a few lines compute longer than they write
+    should_stage(output, row_bytes) ? by_rows<false>(threads, true) : by_rows<true>(threads);
   }
 };
 

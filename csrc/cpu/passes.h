@@ -126,4 +126,28 @@ NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const
   map_vectors<kStream>(out, begin, end, f, [](int64_t) {});
 }
 
+// Runs so short that the cache lines they share with their neighbours are many are mapped into a stage first, which
+// stays in the first-level cache, and streamed from there together.
+constexpr int64_t kShortRun = 2048;  // bytes
+inline bool should_stage(const void* first, int64_t run_bytes) {
+  return run_bytes < kShortRun && (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(run_bytes)) % 64 != 0;
+}
+
+template <class T>
+struct Stage {
+  static constexpr int64_t kSize = 8 * kShortRun / sizeof(T);
+  alignas(64) T at[kSize];
+
+  void stream_to(T* out, int64_t count) const {
+    const auto bytes = reinterpret_cast<const char*>(at);
+    const auto to = reinterpret_cast<char*>(out);
+    const int64_t size = count * static_cast<int64_t>(sizeof(T));
+    const int64_t head = std::min<int64_t>(size, -reinterpret_cast<uintptr_t>(to) % 64);
+    const int64_t lines_end = head + (size - head) / 64 * 64;
+    memcpy(to, bytes, head);
+    for (int64_t i = head; i < lines_end; i += kVectorBytes) stream_raw(to + i, load_raw<Words>(bytes + i));
+    memcpy(to + lines_end, bytes + lines_end, size - lines_end);
+  }
+};
+
 }  // namespace normext::cpu::NORMEXT_ISA

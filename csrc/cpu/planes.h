@@ -44,23 +44,47 @@ void reduce_planes(const T* const (&in)[Sum::kInputs], const PlaneBlock& block,
   });
 }
 
-// out = Map::apply(in, coefficients), element by element.
+// out = Map::apply(in, coefficients), element by element. If `ahead` is not 0, it asks for what lies so many elements
+// ahead.
 template <class Map, bool kStream, class T>
 void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
-                const Scalar<T>* const (&coefficients)[Map::kCoefficients]) {
+                const Scalar<T>* const (&coefficients)[Map::kCoefficients], int64_t ahead) {
   const Inputs<T, Map::kInputs> inputs{in};
-  const int64_t block_channels = block.channel_end - block.channel;
-  const int64_t next_block = block_channels < block.channels ? block_channels * block.plane : 0;
-  block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
+  // Elements [begin, end) of a channel go to `to` and what follows it.
+  const auto map = [&]<bool kStreamNow>(int64_t channel, int64_t begin, int64_t end, T* to) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
     const auto apply = [&](int64_t at, int64_t count) NORMEXT_INLINE {
       Vector<T> x[Map::kInputs];
-      inputs(at, count, x);
+      inputs(begin + at, count, x);
       return Map::apply(x, k);
     };
-    map_vectors<kStream>(out, begin, end, apply, [&](int64_t at) NORMEXT_INLINE { inputs.prefetch(at + next_block); });
-  });
+    map_vectors<kStreamNow>(to, 0, end - begin, apply, [&](int64_t at) NORMEXT_INLINE {
+      if (ahead) inputs.prefetch(begin + at + ahead);
+    });
+  };
+  // In the order of memory neighbours come at once, and lines that they share are whole again in the cache.
+  const bool in_order = block.channel_end - block.channel == block.channels;
+  if (kStream && !in_order && should_stage(out, block.plane * static_cast<int64_t>(sizeof(T)))) {
+    Stage<T> stage;
+    int64_t first = 0, next = 0;  // what the stage holds
+    const auto empty = [&] {
+      stage.stream_to(out + first, next - first);
+      first = next;
+    };
+    block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
+      if (begin != next || end - first > stage.kSize) {
+        empty();
+        first = begin;
+      }
+      map.template operator()<false>(channel, begin, end, stage.at + (begin - first));
+      next = end;
+    });
+    empty();
+    return;
+  }
+  block.for_runs([&](int64_t channel, int64_t begin, int64_t end)
+                     NORMEXT_INLINE { map.template operator()<kStream>(channel, begin, end, out + begin); });
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA
