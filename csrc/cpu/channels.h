@@ -102,17 +102,24 @@ class Channels {
       });
       return;
     }
-    if (together_) return run_together(reduce, finish, map);
-    const auto for_slices = [&](const auto& f) {
-      parallel_for(blocks_ * slices_, threads_, [&](int64_t begin, int64_t end, int) {
+    const auto for_slices = [&](int64_t blocks, const auto& f) {  // a thread has the same slices of a block every time
+      parallel_for(blocks * slices_, threads_, [&](int64_t begin, int64_t end, int) {
         for (int64_t item = begin; item < end; ++item) f(item / slices_, item % slices_);
         if (stream_) end_of_stream();
       });
     };
-    if (sums_) for_slices(reduce);
+    if (together_) {
+      for (int64_t block = 0; block < blocks_; ++block) {
+        for_slices(1, [&](int64_t, int64_t slice) { reduce(block, slice); });
+        finish(channel_begin(block), channel_begin(block + 1));
+        for_slices(1, [&](int64_t, int64_t slice) { map(block, slice); });
+      }
+      return;
+    }
+    if (sums_) for_slices(blocks_, reduce);
     parallel_for(channels_, threads_for(channels_ * slices_, threads_),
                  [&](int64_t begin, int64_t end, int) { finish(begin, end); });
-    for_slices(map);
+    for_slices(blocks_, map);
   }
 
   // A value near the mean of each channel of a block in one slice, from a few of its elements.
@@ -176,26 +183,6 @@ class Channels {
   }
 
  private:
-  // Block by block: all threads share each, and wait for each other before and after its coefficients are computed.
-  template <class Reduce, class Finish, class Map>
-  void run_together(const Reduce& reduce, const Finish& finish, const Map& map) const {
-#pragma omp parallel num_threads(threads_)
-    {
-      const auto for_slices =
-          [&](const auto& f) {  // the same slices in both passes, whose data is in this core's cache
-            for (int64_t slice = omp_get_thread_num(); slice < slices_; slice += omp_get_num_threads()) f(slice);
-          };
-      for (int64_t block = 0; block < blocks_; ++block) {
-        for_slices([&](int64_t slice) { reduce(block, slice); });
-#pragma omp barrier
-#pragma omp single
-        finish(channel_begin(block), channel_begin(block + 1));
-        for_slices([&](int64_t slice) { map(block, slice); });
-      }
-      if (stream_) end_of_stream();
-    }
-  }
-
   template <class Map, bool kStream, class T>
   void map_slice(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
                  const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
