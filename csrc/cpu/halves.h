@@ -43,7 +43,7 @@ inline Words round_to_bfloat16(Floats x) { return x == x ? round_number_to_bfloa
 // The processor's own rounding takes subnormal numbers for zero.
 inline bool has_subnormal(Floats x, Floats y) {
   constexpr int kSubnormal = 0x20;
-  return _mm512_fpclass_ps_mask(x, kSubnormal) | _mm512_fpclass_ps_mask(y, kSubnormal);
+  return !_kortestz_mask16_u8(_mm512_fpclass_ps_mask(x, kSubnormal), _mm512_fpclass_ps_mask(y, kSubnormal));
 }
 #endif
 
