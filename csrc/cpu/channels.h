@@ -16,6 +16,7 @@
 namespace normext::cpu::NORMEXT_ISA {
 
 constexpr int64_t kNarrow = 256;        // columns; narrower matrices get several rows side by side
+constexpr int64_t kRowsInOrder = 64;    // of several blocks, mapped block by block while they are on their way anyway
 constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut between threads
 constexpr int64_t kCachedElements = kCached / 8;
 
@@ -67,6 +68,7 @@ class Channels {
     const int64_t wanted = balanced && !together_ ? 1 : threads_;
     const int64_t needed = slice_elements ? total_ / blocks_ / slice_elements + 1 : 1;
     slices_ = std::min(units_, std::max(wanted, needed));
+    if (!sums && !by_planes_ && blocks_ > 1) slices_ = std::max(slices_, units_ / kRowsInOrder);
   }
 
   int64_t slices() const { return slices_; }
@@ -102,9 +104,10 @@ class Channels {
       });
       return;
     }
-    const auto for_slices = [&](int64_t blocks, const auto& f) {  // a thread has the same slices of a block every time
+    // In the order of memory, and a thread has the same ones every time.
+    const auto for_slices = [&](int64_t blocks, const auto& f) {
       parallel_for(blocks * slices_, threads_, [&](int64_t begin, int64_t end, int) {
-        for (int64_t item = begin; item < end; ++item) f(item / slices_, item % slices_);
+        for (int64_t item = begin; item < end; ++item) f(item % blocks, item / blocks);
         if (stream_) end_of_stream();
       });
     };
