@@ -68,6 +68,9 @@ class Channels {
     const int64_t wanted = balanced && !together_ ? 1 : threads_;
     const int64_t needed = slice_elements ? total_ / blocks_ / slice_elements + 1 : 1;
     slices_ = std::min(units_, std::max(wanted, needed));
+    // A block that goes from sums to map at once is followed by the next one.
+    fetch_block_ =
+        by_planes_ && sums && blocks_ > 1 && (slices_ == 1 || together_) && should_fetch_block(inputs, block_bytes);
     if (!sums && !by_planes_ && blocks_ > 1) slices_ = std::max(slices_, units_ / kRowsInOrder);
   }
 
@@ -164,7 +167,10 @@ class Channels {
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1), first = channel_begin(block);
     if (by_planes_) {
       Doubles sums[kBlockChannels][Sum::kSums] = {};
-      reduce_planes<Sum, T>(in, planes(block, begin, end), coefficients, sums);
+      if (stream_ && !fetch_block_)
+        reduce_planes<Sum, kStreamAhead<T>, T>(in, planes(block, begin, end), coefficients, sums);
+      else
+        reduce_planes<Sum, 0, T>(in, planes(block, begin, end), coefficients, sums);
       for (int64_t channel = first; channel < channel_begin(block + 1); ++channel)
         for (int i = 0; i < Sum::kSums; ++i) totals[i][channel] = sum(sums[channel - first][i]);
     } else {
@@ -191,10 +197,7 @@ class Channels {
                  const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
     if (by_planes_) {
-      // Only a block that goes from sums to map at once is followed by the next one.
-      const int64_t block_bytes = Map::kInputs * (total_ / blocks_) * static_cast<int64_t>(sizeof(T));
-      const bool fetch = (slices_ == 1 || together_) && blocks_ > 1 && should_fetch_block(Map::kInputs, block_bytes);
-      const int64_t ahead = fetch ? block_channels_ * plane_ : 0;
+      const int64_t ahead = fetch_block_ ? block_channels_ * plane_ : kStream ? kStreamAhead<T> : 0;
       map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, ahead);
     } else {
       ColumnTable<Scalar<T>> k[Map::kCoefficients];
@@ -263,7 +266,7 @@ class Channels {
 
   int64_t channels_, total_;
   int64_t plane_;  // columns, or contiguous elements, that belong to one channel
-  bool by_planes_, sums_, stream_, together_;
+  bool by_planes_, sums_, stream_, together_, fetch_block_;
   int threads_;
   int64_t units_;  // what slices are made of: rows of the matrix, planes or pieces of planes
   int64_t pieces_ = 1, width_ = 0;

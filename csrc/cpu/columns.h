@@ -83,29 +83,34 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
 template <class Map, bool kStream, class T>
 void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
                  const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients]) {
+  const Inputs<T, Map::kInputs> inputs{in};
   const auto apply = [&](int64_t at, int64_t column, int64_t count) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients], x[Map::kInputs];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column);
-    Inputs<T, Map::kInputs>{in}(at, count, x);
+    inputs(at, count, x);
     return Map::apply(x, k);
+  };
+  const auto ahead = [&](int64_t at) NORMEXT_INLINE {
+    if constexpr (kStream) inputs.prefetch(at + kStreamAhead<T>);
   };
   if (kStream && block.size() == block.width && block.width >= kLanes) {
     const int64_t begin = block.row * block.width, end = std::min(block.total, block.row_end * block.width);
     int64_t column = 0, next = begin;
-    map_vectors<kStream>(out, begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
+    const auto in_rows = [&](int64_t at, int64_t count) NORMEXT_INLINE {
       if (at != next) column = (at - begin) % block.width;
       const Vector<T> result = apply(at, column, count);
       next = at + count;
       column += count;
       if (column >= block.width) column -= block.width;
       return result;
-    });
+    };
+    map_vectors<kStream>(out, begin, end, in_rows, ahead);
     return;
   }
   for (int64_t row = block.row; row < block.row_end; ++row) {
     const int64_t begin = row * block.width + block.column, end = row * block.width + block.row_columns_end(row);
-    map_vectors<kStream>(out, begin, end,
-                         [&](int64_t at, int64_t count) NORMEXT_INLINE { return apply(at, at - begin, count); });
+    const auto in_row = [&](int64_t at, int64_t count) NORMEXT_INLINE { return apply(at, at - begin, count); };
+    map_vectors<kStream>(out, begin, end, in_row, ahead);
   }
 }
 

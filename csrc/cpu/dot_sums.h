@@ -86,15 +86,19 @@ struct DotGradientSums {
   }
 };
 
-// The sum over the elements [at, stop) of a run from `begin`: at most kShort / 2 vectors of pairs, each two additions
-// to a lane.
-template <class Sum>
+// The sum over the elements [at, stop) of a run from `begin`: at most kShort / 2 vectors of
+// pairs, each two additions to a lane.
+// kAhead as in Inputs.
+template <class Sum, int64_t kAhead = 0>
 NORMEXT_INLINE inline Sum short_dot_sum(const BFloat16* const (&from)[Sum::kInputs], int64_t begin, int64_t at,
                                         int64_t stop) {
   Sum chains[kChains];
   Pairs in[Sum::kInputs];
   const auto add = [&](Sum& chain, int64_t i) NORMEXT_INLINE {
-    for (int k = 0; k < Sum::kInputs; ++k) in[k] = load_pairs(from[k] + i, kPairLanes);
+    for (int k = 0; k < Sum::kInputs; ++k) {
+      if constexpr (kAhead > 0) __builtin_prefetch(from[k] + i + kAhead, 0, 2);
+      in[k] = load_pairs(from[k] + i, kPairLanes);
+    }
     chain.add(in);
   };
   for (; at + kChains * kPairLanes <= stop; at += kChains * kPairLanes) {
@@ -109,12 +113,12 @@ NORMEXT_INLINE inline Sum short_dot_sum(const BFloat16* const (&from)[Sum::kInpu
   return join(chains);
 }
 
-template <class Sum>
+template <class Sum, int64_t kAhead = 0>
 NORMEXT_INLINE inline void add_dot_sums(const BFloat16* const (&from)[Sum::kInputs], int64_t begin, int64_t end,
                                         Doubles (&totals)[Sum::kSums]) {
   for (int64_t at = begin, stop; at < end; at = stop) {
     stop = std::min(end, at + kShort / 2 * kPairLanes);
-    const Sum sum = short_dot_sum<Sum>(from, begin, at, stop);
+    const Sum sum = short_dot_sum<Sum, kAhead>(from, begin, at, stop);
     for (int i = 0; i < Sum::kSums; ++i) totals[i] += widen(sum.sums[i]);
   }
 }

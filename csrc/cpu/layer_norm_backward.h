@@ -123,10 +123,14 @@ struct LayerNormGradients {
         }
         if (!dx) continue;
         T* const to = dx + r * columns + at;
-        if constexpr (kVectors == 2)
-          kStream ? stream(to, gradient[0], gradient[1]) : store(to, gradient[0], gradient[1]);
-        else
+        if constexpr (kVectors == 1) {
           kStream ? stream(to, gradient[0]) : store(to, gradient[0], count);
+        } else {
+          Line<T> line;
+          for (int v = 0; v < kVectors; v += 2)
+            store(kStream ? line.at + v * kLanes : to + v * kLanes, gradient[v], gradient[v + 1]);
+          if constexpr (kStream) line.stream_to(to);
+        }
       }
       for (int v = 0; v < kVectors; ++v) {
         keep_sums(weight_totals, grad_weight, at + v * kLanes, dy_xhat[v], count);
@@ -134,8 +138,10 @@ struct LayerNormGradients {
       }
     };
     int64_t at = begin;
-    if constexpr (sizeof(T) == 2)  // two are rounded at once
-      for (; at + 2 * kLanes <= end; at += 2 * kLanes) vectors.template operator()<2>(at, kLanes);
+    // Two of half types are rounded at once, and what is streamed are whole lines.
+    constexpr int kVectors = kStream ? kLineVectors<T> : sizeof(T) == 2 ? 2 : 1;
+    if constexpr (kVectors > 1)
+      for (; at + kVectors * kLanes <= end; at += kVectors * kLanes) vectors.template operator()<kVectors>(at, kLanes);
     for_vectors_once(at, end, [&](int64_t i, int64_t n) NORMEXT_INLINE { vectors.template operator()<1>(i, n); });
   }
 

@@ -8,22 +8,22 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-// Sums of d and d^2, d = x - shift.
-template <class Sum, class T>
+// Sums of d and d^2, d = x - shift. kAhead as in Inputs, here and below.
+template <class Sum, int64_t kAhead = 0, class T>
 std::pair<double, double> sums_about(Scalar<T> shift, const T* x, int64_t count) {
   const T* const in[1] = {x};
   const Vector<T> k[1] = {broadcast(shift)};
   Doubles sums[2] = {};
-  add_sums<Sum>(0, count, Inputs<T, 1>{in}, k, sums);
+  add_sums<Sum>(0, count, Inputs<T, 1, kAhead>{in}, k, sums);
   return {sum(sums[0]), sum(sums[1])};
 }
 
 // The same about zero, by dot products.
-template <class T>
+template <int64_t kAhead = 0, class T>
 std::pair<double, double> dot_sums(const T* x, int64_t count) {
   const T* const in[1] = {x};
   Doubles sums[2] = {};
-  add_dot_sums<DotMomentSums>(in, 0, count, sums);
+  add_dot_sums<DotMomentSums, kAhead>(in, 0, count, sums);
   return {sum(sums[0]), sum(sums[1])};
 }
 
@@ -46,21 +46,21 @@ Moments wide_moments_of(const T* x, int64_t count) {
 }
 
 // In float32, about a guess, if that is sound.
-template <class T>
+template <int64_t kAhead = 0, class T>
 Moments guessed_moments_of(const T* x, int64_t count, double eps) {
   const auto shift = guess(x);
-  const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
+  const auto [first, second] = sums_about<MomentSums<T>, kAhead>(shift, x, count);
   return sound(count, first, second, eps) ? moments_from_sums(count, shift, first, second) : wide_moments_of(x, count);
 }
 
-template <class T>
+template <int64_t kAhead, class T>
 Moments moments_of(const T* x, int64_t count, double eps) {
   if (kTwoPasses<T> || count < kFew) return wide_moments_of(x, count);
   if constexpr (kDotSums<T>) {
-    const auto [first, second] = dot_sums<T>(x, count);
+    const auto [first, second] = dot_sums<kAhead>(x, count);
     if (sound(count, first, second, 0)) return moments_from_sums(count, 0, first, second);
   }
-  return guessed_moments_of(x, count, eps);
+  return guessed_moments_of<kAhead>(x, count, eps);
 }
 
 template <class T, class P>
@@ -86,8 +86,9 @@ struct LayerNormRows {
         columns(op.columns),
         eps(op.eps) {}
 
+  template <int64_t kAhead = 0>
   Moments piece_moments(int64_t row, int64_t piece) const {
-    return moments_of(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
+    return moments_of<kAhead>(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
   }
 
   // Columns [begin, end) of a row's output, xhat(x) * weight + bias, where the row's output begins at `to`. If `ahead`
@@ -208,7 +209,8 @@ struct LayerNormRows {
         }
         if (!together) {
           Moments moments;
-          for (int64_t piece = 0; piece < pieces; ++piece) moments += piece_moments(row, piece);
+          for (int64_t piece = 0; piece < pieces; ++piece)
+            moments += piece_moments<kStream ? kStreamAhead<T> : 0>(row, piece);
           std::fill_n(means, kRowsTogether, moments.mean);
           std::fill_n(vars, kRowsTogether, moments.variance());
         }

@@ -8,12 +8,13 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-// Vectors of inputs at the same offset.
-template <class T, int kInputs>
+// Vectors of inputs at the same offset. If kAhead is not 0, it asks for those so many elements ahead.
+template <class T, int kInputs, int64_t kAhead = 0>
 struct Inputs {
   const T* const (&from)[kInputs];
 
   NORMEXT_INLINE void operator()(int64_t at, int64_t count, Vector<T> (&x)[kInputs]) const {
+    if constexpr (kAhead > 0) prefetch(at + kAhead);
     for (int i = 0; i < kInputs; ++i) x[i] = load(from[i] + at, count);
   }
   // Asks for what a later pass will read, while this one computes and writes. It need not be there.
@@ -86,6 +87,18 @@ NORMEXT_INLINE inline void for_vectors(int64_t begin, int64_t end, const F& f) {
 template <class T>
 constexpr int kLineVectors = std::max<int>(64 / (kLanes * sizeof(T)), 1);
 
+// What fills a cache line, to be streamed by one vector right after the other: a line that is written in part, when a
+// load misses in between, may go to memory in part.
+template <class T>
+struct Line {
+  alignas(64) T at[64 / sizeof(T)];
+
+  NORMEXT_INLINE void stream_to(T* out) const {
+    for (int64_t i = 0; i < 64; i += kVectorBytes)
+      stream_raw(reinterpret_cast<char*>(out) + i, load_raw<Words>(reinterpret_cast<const char*>(at) + i));
+  }
+};
+
 // out[i] = f(i) for the elements [begin, end), where f(at, count) gives vectors; ahead(at) comes before each line. With
 // kStream, past the caches: whole cache lines only, since streaming a part of a line and storing to the rest costs more
 // than either.
@@ -97,11 +110,13 @@ NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const
     if constexpr (kLineVectors<T> == 1) {
       stream_it ? stream(out + at, f(at, kLanes)) : store(out + at, f(at, kLanes));
     } else {
+      Line<T> line;
 #pragma GCC unroll 4
       for (int64_t pair = at; pair < at + kLine; pair += 2 * kLanes) {
         const Vector<T> x = f(pair, kLanes), y = f(pair + kLanes, kLanes);
-        stream_it ? stream(out + pair, x, y) : store(out + pair, x, y);
+        store(stream_it ? line.at + (pair - at) : out + pair, x, y);
       }
+      if (stream_it) line.stream_to(out + at);
     }
   };
   const auto store_vectors = [&](int64_t from, int64_t to) NORMEXT_INLINE {

@@ -28,18 +28,19 @@ struct PlaneBlock {
   }
 };
 
-// Adds Sum (sums.h) over each channel to its totals, which are indexed from the block's first channel.
-template <class Sum, class T>
+// Adds Sum (sums.h) over each channel to its totals, which are indexed from the block's first channel; kAhead as in
+// Inputs.
+template <class Sum, int64_t kAhead, class T>
 void reduce_planes(const T* const (&in)[Sum::kInputs], const PlaneBlock& block,
                    const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
                    Doubles (&totals)[kBlockChannels][Sum::kSums]) {
   block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
     if constexpr (Sum::kDot) {
-      add_dot_sums<Sum>(in, begin, end, totals[channel - block.channel]);
+      add_dot_sums<Sum, kAhead>(in, begin, end, totals[channel - block.channel]);
     } else {
       Vector<T> k[Sum::kCoefficients];
       for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
-      add_sums<Sum>(begin, end, Inputs<T, Sum::kInputs>{in}, k, totals[channel - block.channel]);
+      add_sums<Sum>(begin, end, Inputs<T, Sum::kInputs, kAhead>{in}, k, totals[channel - block.channel]);
     }
   });
 }
