@@ -16,7 +16,7 @@
 namespace normext::cpu::NORMEXT_ISA {
 
 constexpr int64_t kNarrow = 256;        // columns; narrower matrices get several rows side by side
-constexpr int64_t kRowsInOrder = 64;    // of several blocks, mapped block by block while they are on their way anyway
+constexpr int64_t kRowsInOrder = 64;    // rows of several blocks, mapped block by block before the next ones
 constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut between threads
 constexpr int64_t kCachedElements = kCached / 8;
 
@@ -61,10 +61,9 @@ class Channels {
     if (plane_ == 1) block_channels_ = std::min(channels_, (block_channels_ + kLanes - 1) / kLanes * kLanes);
     blocks_ = blocks();
     const bool balanced = blocks_ >= 4 * threads_ || blocks_ % threads_ == 0;
-    // A block that is too large for one core's cache, but not for that of all.
-    const int64_t block_bytes = inputs * (total_ / blocks_) * element_bytes;
-    together_ = by_planes_ && sums && threads_ > 1 && units_ >= threads_ && block_bytes > 2 * kCached &&
-                block_bytes <= threads_ * 4 * kCached;
+    // A block that is too large for one core's cache, but not for that of all, and worth waking them.
+    const int64_t block_bytes = inputs * (total_ / blocks_) * element_bytes, share = block_bytes / threads_;
+    together_ = by_planes_ && sums && threads_ > 1 && units_ >= threads_ && share > kCached && share <= 4 * kCached;
     const int64_t wanted = balanced && !together_ ? 1 : threads_;
     const int64_t needed = slice_elements ? total_ / blocks_ / slice_elements + 1 : 1;
     slices_ = std::min(units_, std::max(wanted, needed));

@@ -86,9 +86,8 @@ struct DotGradientSums {
   }
 };
 
-// The sum over the elements [at, stop) of a run from `begin`: at most kShort / 2 vectors of
-// pairs, each two additions to a lane.
-// kAhead as in Inputs.
+// The sum over the elements [at, stop) of a run from `begin`: at most kShort / 2 vectors of pairs, each two additions
+// to a lane. kAhead as in Inputs.
 template <class Sum, int64_t kAhead = 0>
 NORMEXT_INLINE inline Sum short_dot_sum(const BFloat16* const (&from)[Sum::kInputs], int64_t begin, int64_t at,
                                         int64_t stop) {

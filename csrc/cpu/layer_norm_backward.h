@@ -67,8 +67,8 @@ struct LayerNormGradients {
 
   // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals, or
   // writes their gradients, if there are no totals because these are all the rows.
-  // Both at once, but for rows to be streamed that share cache lines: each then is streamed on its own.
-  // If `ahead` is not 0, it asks for what lies so many elements ahead.
+  // Both at once. Rows to be streamed that share cache lines are staged if they are short; else each is streamed on its
+  // own. If `ahead` is not 0, it asks for what lies so many elements ahead.
   template <bool kStream>
   void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
                  double* bias_totals, int64_t ahead = 0) const {

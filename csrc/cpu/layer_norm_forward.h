@@ -192,6 +192,7 @@ struct LayerNormRows {
     }
   }
 
+  // Threads take whole rows, which are stored, streamed or staged.
   template <bool kStream>
   void by_rows(int threads, bool staged = false) const {
     const int64_t pieces = pieces_of(columns);
@@ -251,9 +252,9 @@ struct LayerNormRows {
 
   void run(int threads) const {
     if (share_rows(rows, columns, threads)) return by_columns(threads);
+    // Rows of a few lines take longer to compute than to write.
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    if (row_bytes < 512 || !should_stream(2 * rows * row_bytes))
-      return by_rows<false>(threads);  // a few lines compute longer than they write
+    if (row_bytes < 512 || !should_stream(2 * rows * row_bytes)) return by_rows<false>(threads);
     should_stage(output, row_bytes) ? by_rows<false>(threads, true) : by_rows<true>(threads);
   }
 };
