@@ -1,4 +1,4 @@
-// cache.h -- how much the processor's caches hold.
+// cache.h -- how much the processor's caches hold, and what its prefetchers leave to be asked for.
 #pragma once
 #include <cstdint>
 
@@ -15,8 +15,8 @@ inline bool should_stream(int64_t bytes) { return bytes > last_level_cache() / 2
 // Bytes that surely stay in one core's second-level cache between two passes.
 constexpr int64_t kCached = 262144;
 
-// Whether to ask for what comes next, so many bytes, while what is at hand goes through its last pass: a block of
-// channels, plane by plane, of so many inputs, or rows that follow in memory.
+// Whether to ask for what comes next while what is at hand goes through its last pass: a block of channels, plane by
+// plane, of so many inputs that together have block_bytes, or rows that follow in memory.
 bool should_fetch_block(int64_t inputs, int64_t block_bytes);
 bool should_fetch_rows(int64_t rows_bytes);
 

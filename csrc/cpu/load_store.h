@@ -66,12 +66,12 @@ NORMEXT_INLINE inline void store(T* p, Vector<T> x, Vector<T> y) {
   store(p + kLanes, y);
 }
 NORMEXT_INLINE inline void store(BFloat16* p, Floats x, Floats y) { store_raw(p, narrow_bfloat16(x, y)); }
-template <class T>
-NORMEXT_INLINE inline void stream(T* p, Vector<T> x, Vector<T> y) {
-  stream(p, x);
-  stream(p + kLanes, y);
+
+// Whole vectors, from anywhere to where vectors are aligned.
+NORMEXT_INLINE inline void stream_bytes(const void* from, void* to, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kVectorBytes)
+    stream_raw(static_cast<char*>(to) + i, load_raw<Words>(static_cast<const char*>(from) + i));
 }
-NORMEXT_INLINE inline void stream(BFloat16* p, Floats x, Floats y) { stream_raw(p, narrow_bfloat16(x, y)); }
 
 // Makes what was streamed visible to other threads, as stores are by themselves.
 inline void end_of_stream() {

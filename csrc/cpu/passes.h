@@ -93,10 +93,7 @@ template <class T>
 struct Line {
   alignas(64) T at[64 / sizeof(T)];
 
-  NORMEXT_INLINE void stream_to(T* out) const {
-    for (int64_t i = 0; i < 64; i += kVectorBytes)
-      stream_raw(reinterpret_cast<char*>(out) + i, load_raw<Words>(reinterpret_cast<const char*>(at) + i));
-  }
+  NORMEXT_INLINE void stream_to(T* out) const { stream_bytes(at, out, sizeof at); }
 };
 
 // out[i] = f(i) for the elements [begin, end), where f(at, count) gives vectors; ahead(at) comes before each line. With
@@ -141,11 +138,16 @@ NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const
   map_vectors<kStream>(out, begin, end, f, [](int64_t) {});
 }
 
+// Whether rows, or other runs, share no cache line with each other.
+inline bool whole_lines(const void* first, int64_t run_bytes) {
+  return (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(run_bytes)) % 64 == 0;
+}
+
 // Runs so short that the cache lines they share with their neighbours are many are mapped into a stage first, which
 // stays in the first-level cache, and streamed from there together.
 constexpr int64_t kShortRun = 2048;  // bytes
 inline bool should_stage(const void* first, int64_t run_bytes) {
-  return run_bytes < kShortRun && (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(run_bytes)) % 64 != 0;
+  return run_bytes < kShortRun && !whole_lines(first, run_bytes);
 }
 
 template <class T>
@@ -160,7 +162,7 @@ struct Stage {
     const int64_t head = std::min<int64_t>(size, -reinterpret_cast<uintptr_t>(to) % 64);
     const int64_t lines_end = head + (size - head) / 64 * 64;
     memcpy(to, bytes, head);
-    for (int64_t i = head; i < lines_end; i += kVectorBytes) stream_raw(to + i, load_raw<Words>(bytes + i));
+    stream_bytes(bytes + head, to + head, lines_end - head);
     memcpy(to + lines_end, bytes + lines_end, size - lines_end);
   }
 };

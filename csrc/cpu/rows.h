@@ -20,11 +20,6 @@ constexpr int64_t kFirstLevel = 32768;  // bytes that surely stay in a first-lev
 inline int64_t pieces_of(int64_t columns) { return (columns + kPiece - 1) / kPiece; }
 inline int64_t piece_length(int64_t columns, int64_t piece) { return std::min(kPiece, columns - piece * kPiece); }
 
-// Whether rows share no cache line with each other.
-inline bool whole_lines(const void* first, int64_t row_bytes) {
-  return (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(row_bytes)) % 64 == 0;
-}
-
 template <class P, class V>
 V load_or(const P* p, int64_t at, int64_t count, V otherwise) {
   return p ? load(p + at, count) : otherwise;
