@@ -79,34 +79,46 @@ void forward(const BatchNormForward& op, int threads) {
   const ChannelArrays<S, 7> coefficients(all);    // of Normalize, shift near zero, whether it is far; weight and bias
   const ChannelArrays<double, 3> moments(all);    // mean, variance, rstd
 
-  const auto reduce = [&](int64_t block, int64_t slice) {
+  // What is summed first, and what it is summed about: for all of a slice's channels.
+  using First = std::conditional_t<kDotSums<T>, DotMomentSums, MomentSums<T>>;
+  const auto few = [&](int64_t slice) { return kTwoPasses<T> || channels.count(slice) < kFew; };
+  const auto choose_shift = [&](int64_t block, int64_t slice) {
+    S* const shift = shifts[0] + slice * all;
+    if (kDotSums<T>)
+      std::fill(shift + channels.channel_begin(block), shift + channels.channel_begin(block + 1), 0);
+    else
+      channels.sample(block, slice, in[0], shift);
+  };
+  // Sums again what was not sound.
+  const auto mend = [&](int64_t block, int64_t slice, bool summed) {
     const int64_t begin = channels.channel_begin(block), end = channels.channel_begin(block + 1);
     const double count = channels.count(slice);
     S* const shift = shifts[0] + slice * all;
     double *const first = sums[0] + slice * all, *const second = sums[1] + slice * all;
     const auto sum = [&]<class Sum>() { channels.template reduce<Sum, T>(block, slice, in, {shift}, {first, second}); };
-    const auto all_sound = [&](double eps) {
+    const auto all_sound = [&] {
       int64_t unsound = 0;  // as wide as a double, for vector code
       for (int64_t c = begin; c < end; ++c) unsound |= sound(count, first[c], second[c], eps) ? 0 : 1;
       return unsound == 0;
     };
-    if constexpr (kDotSums<T>) {
-      if (count >= kFew) {
-        std::fill(shift + begin, shift + end, 0);
-        sum.template operator()<DotMomentSums>();
-        if (all_sound(0)) return;
-      }
-    }
-    if (!kTwoPasses<T> && count >= kFew) {
+    if (summed && all_sound()) return;
+    if (kDotSums<T> && summed) {
       channels.sample(block, slice, in[0], shift);
       sum.template operator()<MomentSums<T>>();
-      if (all_sound(eps)) return;
+      if (all_sound()) return;
     }
     for (int64_t c = begin; c < end; ++c) shift[c] = load_one(in[0] + channels.first_element(c));
     sum.template operator()<WideMomentSums<T>>();
     if (!kTwoPasses<T>) return;
     for (int64_t c = begin; c < end; ++c) shift[c] += first[c] / count;
     sum.template operator()<WideMomentSums<T>>();
+  };
+  const auto reduce = [&](int64_t block, int64_t slice) {
+    const int64_t offset = slice * all;
+    if (few(slice)) return mend(block, slice, false);
+    choose_shift(block, slice);
+    channels.template reduce<First, T>(block, slice, in, {shifts[0] + offset}, {sums[0] + offset, sums[1] + offset});
+    mend(block, slice, true);
   };
   const auto finish = [&](int64_t begin, int64_t end) {
     double *const m = moments[0], *const v = moments[1], *const r = moments[2];
@@ -149,14 +161,31 @@ void forward(const BatchNormForward& op, int threads) {
       far[c] = near_zero(m[c], r[c]) ? 0 : 1;
     }
   };
+  T* const y = static_cast<T*>(op.output);
+  const auto is_near = [&](int64_t block) { return sizeof(T) == 2 && channels.none(block, coefficients[4]); };
   const auto map = [&](int64_t block, int64_t slice) {
-    T* const y = static_cast<T*>(op.output);
-    if (sizeof(T) == 2 && channels.none(block, coefficients[4]))
+    if (is_near(block))
       channels.template map<NormalizeNearZero<T>, T>(block, slice, in, y, {coefficients[1], coefficients[3]});
     else
       channels.template map<Normalize<T>, T>(block, slice, in, y, {coefficients[0], coefficients[1], coefficients[2]});
   };
-  channels.run(reduce, finish, map);
+  const auto map_and_reduce = [&](int64_t block, int64_t slice) {
+    if (few(slice)) {
+      map(block, slice);
+      return reduce(block + 1, slice);
+    }
+    choose_shift(block + 1, slice);
+    const int64_t offset = slice * all;
+    double* const totals[2] = {sums[0] + offset, sums[1] + offset};
+    if (is_near(block))
+      channels.template map_and_reduce<NormalizeNearZero<T>, First, T>(
+          block, slice, in, y, {coefficients[1], coefficients[3]}, {shifts[0] + offset}, totals);
+    else
+      channels.template map_and_reduce<Normalize<T>, First, T>(
+          block, slice, in, y, {coefficients[0], coefficients[1], coefficients[2]}, {shifts[0] + offset}, totals);
+    mend(block + 1, slice, true);
+  };
+  channels.run(reduce, finish, map, map_and_reduce);
 }
 
 template <class T, class P>
@@ -176,33 +205,42 @@ void backward(const BatchNormBackward& op, int threads) {
   // scale, slope, level; slope and level near zero, whether it is far; then the gradients of weight and bias
   const ChannelArrays<S, 8> coefficients(all);
 
-  // By dot products, and whether they will do: the mean is near zero in units of the deviation, as in sound(), and what
-  // they take for zero, x or products below 2^-126, is far below the deviation and the sums. (In evaluation the
-  // deviation is a given number, and says nothing of x.)
-  const auto sum_about_zero = [&](int64_t block, int64_t slice, double* g, double* g_xhat, double* xhat) {
-    if constexpr (kDotSums<T>) {
-      const int64_t begin = channels.channel_begin(block), end = channels.channel_begin(block + 1);
-      const double n = channels.count(slice), least = 0x1p-100 * n;
-      int64_t unsound = 0;  // as wide as a double, for vector code
-      for (int64_t c = begin; c < end; ++c) unsound |= (std::abs(mean[c] * rstd[c]) <= 2) & (rstd[c] < 0x1p80f) ? 0 : 1;
-      if (unsound != 0) return false;
-      channels.template reduce<DotGradientSums, T>(block, slice, {dy, x}, {mean}, {g, g_xhat, xhat});
-      for (int64_t c = begin; c < end; ++c) {
-        const double about_mean = g_xhat[c] - mean[c] * g[c], size = std::abs(about_mean);
-        const double largest = std::max(size, std::abs(xhat[c]));
-        unsound |= (std::abs(g[c]) > least) & (size > least) & (largest < 0x1p120) ? 0 : 1;
-        g_xhat[c] = about_mean * rstd[c];
-        xhat[c] = (xhat[c] - n * mean[c]) * rstd[c];
-      }
-      return unsound == 0;
-    }
-    return false;
+  // Whether sums by dot products may do: the mean is near zero in units of the deviation, as in sound(). (In evaluation
+  // the deviation is a given number, and says nothing of x.)
+  const auto may_dot = [&](int64_t block) {
+    int64_t unsound = 0;  // as wide as a double, for vector code
+    for (int64_t c = channels.channel_begin(block); c < channels.channel_begin(block + 1); ++c)
+      unsound |= (std::abs(mean[c] * rstd[c]) <= 2) & (rstd[c] < 0x1p80f) ? 0 : 1;
+    return kDotSums<T> && op.training && unsound == 0;
   };
-  const auto reduce = [&](int64_t block, int64_t slice) {
+  // Makes sums of g * xhat and xhat out of those of g * x and x. Are products that float32 has not, below 2^-126, far
+  // below the sums?
+  const auto settle = [&](int64_t block, int64_t slice) {
     const int64_t offset = slice * all;
     double *const g = sums[0] + offset, *const g_xhat = sums[1] + offset, *const xhat = sums[2] + offset;
-    if (op.training && sum_about_zero(block, slice, g, g_xhat, xhat)) return;
-    channels.template reduce<GradientSums<T>, T>(block, slice, {dy, x}, {mean, rstd}, {g, g_xhat, xhat});
+    const double n = channels.count(slice), least = 0x1p-100 * n;
+    int64_t unsound = 0;
+    for (int64_t c = channels.channel_begin(block); c < channels.channel_begin(block + 1); ++c) {
+      const double about_mean = g_xhat[c] - mean[c] * g[c], size = std::abs(about_mean);
+      const double largest = std::max(size, std::abs(xhat[c]));
+      unsound |= (std::abs(g[c]) > least) & (size > least) & (largest < 0x1p120) ? 0 : 1;
+      g_xhat[c] = about_mean * rstd[c];
+      xhat[c] = (xhat[c] - n * mean[c]) * rstd[c];
+    }
+    return unsound == 0;
+  };
+  using First = std::conditional_t<kDotSums<T>, DotGradientSums, GradientSums<T>>;
+  const auto sum = [&]<class Sum>(int64_t block, int64_t slice) {
+    const int64_t offset = slice * all;
+    channels.template reduce<Sum, T>(block, slice, {dy, x}, {mean, rstd},
+                                     {sums[0] + offset, sums[1] + offset, sums[2] + offset});
+  };
+  const auto reduce = [&](int64_t block, int64_t slice) {
+    if (may_dot(block)) {
+      sum.template operator()<First>(block, slice);
+      if (settle(block, slice)) return;
+    }
+    sum.template operator()<GradientSums<T>>(block, slice);
   };
   const auto finish = [&](int64_t begin, int64_t end) {
     S *const scale = coefficients[0], *const slope = coefficients[1], *const level = coefficients[2];
@@ -235,18 +273,35 @@ void backward(const BatchNormBackward& op, int threads) {
     store_array(dw + begin, end - begin, grad_weight ? grad_weight + begin : nullptr);
     store_array(db + begin, end - begin, grad_bias ? grad_bias + begin : nullptr);
   };
+  const auto is_near = [&](int64_t block) { return channels.none(block, coefficients[5]); };
   const auto map = [&](int64_t block, int64_t slice) {
     if (!dx) return;
-    if (op.training && channels.none(block, coefficients[5]))
+    if (!op.training)
+      channels.template map<EvaluationGradient<T>, T>(block, slice, {dy}, dx, {coefficients[0]});
+    else if (is_near(block))
       channels.template map<TrainingGradientNearZero<T>, T>(block, slice, {dy, x}, dx,
                                                             {coefficients[0], coefficients[3], coefficients[4]});
-    else if (op.training)
+    else
       channels.template map<TrainingGradient<T>, T>(block, slice, {dy, x}, dx,
                                                     {coefficients[0], mean, rstd, coefficients[1], coefficients[2]});
-    else
-      channels.template map<EvaluationGradient<T>, T>(block, slice, {dy}, dx, {coefficients[0]});
   };
-  channels.run(reduce, finish, map);
+  const auto map_and_reduce = [&](int64_t block, int64_t slice) {
+    if (!dx || !op.training || (kDotSums<T> && !may_dot(block + 1))) {
+      map(block, slice);
+      return reduce(block + 1, slice);
+    }
+    const int64_t offset = slice * all;
+    double* const totals[3] = {sums[0] + offset, sums[1] + offset, sums[2] + offset};
+    if (is_near(block))
+      channels.template map_and_reduce<TrainingGradientNearZero<T>, First, T>(
+          block, slice, {dy, x}, dx, {coefficients[0], coefficients[3], coefficients[4]}, {mean, rstd}, totals);
+    else
+      channels.template map_and_reduce<TrainingGradient<T>, First, T>(
+          block, slice, {dy, x}, dx, {coefficients[0], mean, rstd, coefficients[1], coefficients[2]}, {mean, rstd},
+          totals);
+    if (kDotSums<T> && !settle(block + 1, slice)) sum.template operator()<GradientSums<T>>(block + 1, slice);
+  };
+  channels.run(reduce, finish, map, map_and_reduce);
 }
 
 template <class P>

@@ -39,6 +39,7 @@ class Channels {
         sums_(sums),
         stream_(should_stream((inputs + 1) * total_ * element_bytes) &&
                 !(by_planes_ && plane_ < kShortPlane)),  // they are mostly parts of lines
+        ask_ahead_(stream_),
         threads_(threads_for(total_, threads)) {
     if (by_planes_) {
       pieces_ = (plane_ + kPlanePiece - 1) / kPlanePiece;
@@ -67,9 +68,6 @@ class Channels {
     const int64_t wanted = balanced && !together_ ? 1 : threads_;
     const int64_t needed = slice_elements ? total_ / blocks_ / slice_elements + 1 : 1;
     slices_ = std::min(units_, std::max(wanted, needed));
-    // A block that goes from sums to map at once is followed by the next one.
-    fetch_block_ =
-        by_planes_ && sums && blocks_ > 1 && (slices_ == 1 || together_) && should_fetch_block(inputs, block_bytes);
     if (!sums && !by_planes_ && blocks_ > 1) slices_ = std::max(slices_, units_ / kRowsInOrder);
   }
 
@@ -92,15 +90,17 @@ class Channels {
 
   // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, then
   // map(block, slice) for all. A block that is not sliced goes through all three while its data is in cache, as does
-  // one that all threads share.
-  template <class Reduce, class Finish, class Map>
-  void run(const Reduce& reduce, const Finish& finish, const Map& map) const {
+  // one that all threads share; if they are planes, map_and_reduce(block, slice) maps it and sums the next one.
+  template <class Reduce, class Finish, class Map, class MapAndReduce>
+  void run(const Reduce& reduce, const Finish& finish, const Map& map, const MapAndReduce& map_and_reduce) const {
+    const auto finish_block = [&](int64_t block) { finish(channel_begin(block), channel_begin(block + 1)); };
     if (slices_ == 1) {
       parallel_for(blocks_, threads_, [&](int64_t begin, int64_t end, int) {
+        const bool along = sums_ && by_planes_;
         for (int64_t block = begin; block < end; ++block) {
-          if (sums_) reduce(block, 0);
-          finish(channel_begin(block), channel_begin(block + 1));
-          map(block, 0);
+          if (sums_ && (!along || block == begin)) reduce(block, 0);
+          finish_block(block);
+          along && block + 1 < end ? map_and_reduce(block, 0) : map(block, 0);
         }
         if (stream_) end_of_stream();
       });
@@ -114,10 +114,12 @@ class Channels {
       });
     };
     if (together_) {
+      for_slices(1, [&](int64_t, int64_t slice) { reduce(0, slice); });
       for (int64_t block = 0; block < blocks_; ++block) {
-        for_slices(1, [&](int64_t, int64_t slice) { reduce(block, slice); });
-        finish(channel_begin(block), channel_begin(block + 1));
-        for_slices(1, [&](int64_t, int64_t slice) { map(block, slice); });
+        finish_block(block);
+        for_slices(1, [&](int64_t, int64_t slice) {
+          block + 1 < blocks_ ? map_and_reduce(block, slice) : map(block, slice);
+        });
       }
       return;
     }
@@ -163,15 +165,14 @@ class Channels {
   template <class Sum, class T>
   void reduce(int64_t block, int64_t slice, const T* const (&in)[Sum::kInputs],
               const Scalar<T>* const (&coefficients)[Sum::kCoefficients], double* const (&totals)[Sum::kSums]) const {
-    const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1), first = channel_begin(block);
+    const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
     if (by_planes_) {
-      Doubles sums[kBlockChannels][Sum::kSums] = {};
-      if (stream_ && !fetch_block_)
-        reduce_planes<Sum, kStreamAhead<T>, T>(in, planes(block, begin, end), coefficients, sums);
-      else
-        reduce_planes<Sum, 0, T>(in, planes(block, begin, end), coefficients, sums);
-      for (int64_t channel = first; channel < channel_begin(block + 1); ++channel)
-        for (int i = 0; i < Sum::kSums; ++i) totals[i][channel] = sum(sums[channel - first][i]);
+      const auto add_all = [&]<int64_t kAhead>() {
+        PlaneSums<Sum, kAhead, T> sums(in, planes(block, begin, end), coefficients);
+        sums.add_all();
+        collect(sums, totals);
+      };
+      ask_ahead_ ? add_all.template operator()<kStreamAhead<T>>() : add_all.template operator()<0>();
     } else {
       ColumnTable<Scalar<T>> k[Sum::kCoefficients];
       ColumnTable<double> sums[Sum::kSums];
@@ -190,14 +191,42 @@ class Channels {
             : map_slice<Map, false, T>(block, slice, in, out, coefficients);
   }
 
+  // Both at once: the map of a block that comes to it from its sums, and sums over the next block. See run().
+  template <class Map, class Sum, class T>
+  void map_and_reduce(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
+                      const Scalar<T>* const (&coefficients)[Map::kCoefficients],
+                      const Scalar<T>* const (&sum_coefficients)[Sum::kCoefficients],
+                      double* const (&totals)[Sum::kSums]) const {
+    static_assert(Map::kInputs == Sum::kInputs);
+    const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
+    const auto both = [&]<bool kStream, int64_t kAhead>() {
+      PlaneSums<Sum, kAhead, T> sums(in, planes(block + 1, begin, end), sum_coefficients);
+      const NextSums<PlaneSums<Sum, kAhead, T>> next{sums, block_channels_, block_channels_ * plane_};
+      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, 0, next);
+      collect(sums, totals);
+    };
+    if (stream_)
+      both.template operator()<true, kStreamAhead<T>>();
+    else if (ask_ahead_)
+      both.template operator()<false, kStreamAhead<T>>();
+    else
+      both.template operator()<false, 0>();
+  }
+
  private:
+  template <class Sum, int64_t kAhead, class T>
+  static void collect(const PlaneSums<Sum, kAhead, T>& sums, double* const (&totals)[Sum::kSums]) {
+    for (int64_t channel = sums.block.channel; channel < sums.block.channel_end; ++channel)
+      for (int i = 0; i < Sum::kSums; ++i) totals[i][channel] = sum(sums.totals[channel - sums.block.channel][i]);
+  }
+
   template <class Map, bool kStream, class T>
   void map_slice(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
                  const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
     if (by_planes_) {
-      const int64_t ahead = fetch_block_ ? block_channels_ * plane_ : kStream ? kStreamAhead<T> : 0;
-      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, ahead);
+      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, kStream ? kStreamAhead<T> : 0,
+                                  NoSums{});
     } else {
       ColumnTable<Scalar<T>> k[Map::kCoefficients];
       expand(block, coefficients, k);
@@ -265,7 +294,7 @@ class Channels {
 
   int64_t channels_, total_;
   int64_t plane_;  // columns, or contiguous elements, that belong to one channel
-  bool by_planes_, sums_, stream_, together_, fetch_block_;
+  bool by_planes_, sums_, stream_, ask_ahead_, together_;
   int threads_;
   int64_t units_;  // what slices are made of: rows of the matrix, planes or pieces of planes
   int64_t pieces_ = 1, width_ = 0;

@@ -42,7 +42,7 @@ template <class Sum, class T>
 void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
                     const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],
                     ColumnTable<double> (&totals)[Sum::kSums]) {
-  const Inputs<T, Sum::kInputs> inputs{in};
+  const Inputs<T, Sum::kInputs> inputs(in);
   const auto add_rows = [&](int64_t row, auto rows) {
     if constexpr (Sum::kDot) {
       const int64_t begin = row * block.width + block.column, end = block.row_columns_end(row + rows - 1);
@@ -83,7 +83,7 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
 template <class Map, bool kStream, class T>
 void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
                  const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients]) {
-  const Inputs<T, Map::kInputs> inputs{in};
+  const Inputs<T, Map::kInputs> inputs(in);
   const auto apply = [&](int64_t at, int64_t column, int64_t count) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients], x[Map::kInputs];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column);

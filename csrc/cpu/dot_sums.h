@@ -1,9 +1,10 @@
-// dot_sums.h -- sums of bfloat16 by dot products: two neighbours are multiplied and added to one lane of float32, by
-// one instruction where the processor has it (AVX512_BF16), and elsewhere without being put into order first.
+// dot_sums.h -- sums of bfloat16 as dot products: of x with itself, of g with x. A vector of them is taken apart into
+// evens and odds, floats both by a shift or a mask, where putting them into order first would take twice as much.
 //
-// They are taken about zero rather than about a shift, and subnormal numbers and products may count as zero: good where
-// sound() says so without eps, as it does unless the mean is far from zero or the variance next to it. What they are
-// short of, MomentSums and GradientSums are for.
+// They are taken about zero rather than about a shift, so that a product of two bfloat16 is exact in float32: good where
+// sound() says so, as it does unless the mean is far from zero or the variance next to it. What they are short of,
+// MomentSums and GradientSums are for. (AVX512_BF16 has an instruction for two products and their sum. On an Intel Xeon
+// it takes as long as four of float32's, and it takes subnormal numbers for zero.)
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -15,21 +16,11 @@ namespace normext::cpu::NORMEXT_ISA {
 template <class T>
 constexpr bool kDotSums = std::is_same_v<T, BFloat16>;
 
-using Pairs = ShortPair;
+using Pairs = ShortPair;                    // neighbours: an even and an odd one in each lane of 32 bits
 constexpr int64_t kPairLanes = 2 * kLanes;  // values
 
-// sum + a * b over each pair. A product of two bfloat16 is exact in float32.
-NORMEXT_INLINE inline Floats dot(Floats sum, Pairs a, Pairs b) {
-#if defined(__AVX512BF16__)
-  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-#else
-  const auto even = [](Pairs x) NORMEXT_INLINE { return (Floats)((Words)x << 16); };
-  const auto odd = [](Pairs x) NORMEXT_INLINE { return (Floats)((Words)x & 0xffff0000); };
-  return fma(odd(a), odd(b), fma(even(a), even(b), sum));
-#endif
-}
-
-inline Pairs ones() { return Pairs{} + 0x3f80; }
+NORMEXT_INLINE inline Floats even(Pairs x) { return (Floats)((Words)x << 16); }
+NORMEXT_INLINE inline Floats odd(Pairs x) { return (Floats)((Words)x & 0xffff0000); }
 
 inline Pairs load_pairs(const BFloat16* p, int64_t count) {
   if (count == kPairLanes) return load_raw<Pairs>(p);
@@ -57,38 +48,54 @@ inline Pairs load_last_pairs(const BFloat16* p, [[maybe_unused]] int64_t begin, 
   return load_pairs(p + at, stop - at);
 }
 
-// Sums of x and x^2. There are no coefficients, but an array must have an element.
+// Sums of x and x^2. Coefficients are those of MomentSums and GradientSums, and not looked at.
 struct DotMomentSums {
   static constexpr bool kDot = true;
-  static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;  // input; any
+  static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;
   Floats sums[2] = {};
 
-  NORMEXT_INLINE void add(const Pairs (&in)[1]) {
-    sums[0] = dot(sums[0], in[0], ones());
-    sums[1] = dot(sums[1], in[0], in[0]);
+  NORMEXT_INLINE void add(const Floats (&x)[1]) {
+    sums[0] = sums[0] + x[0];
+    sums[1] = fma(x[0], x[0], sums[1]);
   }
   DotMomentSums operator+(const DotMomentSums& o) const { return {{sums[0] + o.sums[0], sums[1] + o.sums[1]}}; }
+  void flush(Doubles (&totals)[2]) const {
+    for (int i = 0; i < 2; ++i) totals[i] += widen(sums[i]);
+  }
 };
 
 // Sums of g, g * x and x.
 struct DotGradientSums {
   static constexpr bool kDot = true;
-  static constexpr int kInputs = 2, kCoefficients = 1, kSums = 3;  // g, x; any
+  static constexpr int kInputs = 2, kCoefficients = 2, kSums = 3;  // g, x
   Floats sums[3] = {};
 
-  NORMEXT_INLINE void add(const Pairs (&in)[2]) {
-    sums[0] = dot(sums[0], in[0], ones());
-    sums[1] = dot(sums[1], in[0], in[1]);
-    sums[2] = dot(sums[2], in[1], ones());
+  NORMEXT_INLINE void add(const Floats (&in)[2]) {
+    sums[0] = sums[0] + in[0];
+    sums[1] = fma(in[0], in[1], sums[1]);
+    sums[2] = sums[2] + in[1];
   }
   DotGradientSums operator+(const DotGradientSums& o) const {
     return {{sums[0] + o.sums[0], sums[1] + o.sums[1], sums[2] + o.sums[2]}};
   }
+  void flush(Doubles (&totals)[3]) const {
+    for (int i = 0; i < 3; ++i) totals[i] += widen(sums[i]);
+  }
 };
+
+// Adds pairs: evens and odds, one after the other.
+template <class Sum>
+NORMEXT_INLINE inline void add_pairs(const Pairs (&in)[Sum::kInputs], Sum& evens, Sum& odds) {
+  Floats x[Sum::kInputs];
+  for (int k = 0; k < Sum::kInputs; ++k) x[k] = even(in[k]);
+  evens.add(x);
+  for (int k = 0; k < Sum::kInputs; ++k) x[k] = odd(in[k]);
+  odds.add(x);
+}
 
 // The sum over the elements [at, stop) of a run from `begin`: at most kShort / 2 vectors of pairs, each two additions
 // to a lane. kAhead as in Inputs.
-template <class Sum, int64_t kAhead = 0>
+template <class Sum, int64_t kAhead>
 NORMEXT_INLINE inline Sum short_dot_sum(const BFloat16* const (&from)[Sum::kInputs], int64_t begin, int64_t at,
                                         int64_t stop) {
   Sum chains[kChains];
@@ -98,7 +105,7 @@ NORMEXT_INLINE inline Sum short_dot_sum(const BFloat16* const (&from)[Sum::kInpu
       if constexpr (kAhead > 0) __builtin_prefetch(from[k] + i + kAhead, 0, 2);
       in[k] = load_pairs(from[k] + i, kPairLanes);
     }
-    chain.add(in);
+    add_pairs(in, chain, chain);
   };
   for (; at + kChains * kPairLanes <= stop; at += kChains * kPairLanes) {
 #pragma GCC unroll 4
@@ -107,59 +114,18 @@ NORMEXT_INLINE inline Sum short_dot_sum(const BFloat16* const (&from)[Sum::kInpu
   for (; at + kPairLanes <= stop; at += kPairLanes) add(chains[0], at);
   if (at < stop) {
     for (int k = 0; k < Sum::kInputs; ++k) in[k] = load_last_pairs(from[k], begin, at, stop);
-    chains[0].add(in);
+    add_pairs(in, chains[0], chains[0]);
   }
   return join(chains);
 }
 
-template <class Sum, int64_t kAhead = 0>
-NORMEXT_INLINE inline void add_dot_sums(const BFloat16* const (&from)[Sum::kInputs], int64_t begin, int64_t end,
-                                        Doubles (&totals)[Sum::kSums]) {
-  for (int64_t at = begin, stop; at < end; at = stop) {
-    stop = std::min(end, at + kShort / 2 * kPairLanes);
-    const Sum sum = short_dot_sum<Sum, kAhead>(from, begin, at, stop);
-    for (int i = 0; i < Sum::kSums; ++i) totals[i] += widen(sum.sums[i]);
-  }
-}
-
-#if defined(__AVX512F__)
-struct PairOrder {
-  alignas(64) uint16_t low[32] = {}, high[32] = {};
-  constexpr PairOrder() {
-    for (uint16_t i = 0; i < 32; ++i) {
-      low[i] = i / 2 + i % 2 * 32;
-      high[i] = low[i] + 16;
-    }
-  }
-};
-constexpr PairOrder kPairOrder;
-#endif
-
-// Of two rows of columns: a column's two values side by side, half of the columns in `low`, the others in `high`.
-struct Interleave {
-#if defined(__AVX512F__)
-  __m512i low_order = _mm512_load_si512(kPairOrder.low), high_order = _mm512_load_si512(kPairOrder.high);
-#endif
-
-  NORMEXT_INLINE void operator()(Pairs row, Pairs next, Pairs& low, Pairs& high) const {
-#if defined(__AVX512F__)
-    low = (Pairs)_mm512_permutex2var_epi16((__m512i)row, low_order, (__m512i)next);
-    high = (Pairs)_mm512_permutex2var_epi16((__m512i)row, high_order, (__m512i)next);
-#elif defined(__AVX2__)  // quarters of columns alternate: see put_in_order
-    low = (Pairs)_mm256_unpacklo_epi16((__m256i)row, (__m256i)next);
-    high = (Pairs)_mm256_unpackhi_epi16((__m256i)row, (__m256i)next);
-#else
-    low = __builtin_shufflevector(row, next, 0, 8, 1, 9, 2, 10, 3, 11);
-    high = __builtin_shufflevector(row, next, 4, 12, 5, 13, 6, 14, 7, 15);
-#endif
-  }
-};
-inline void put_in_order([[maybe_unused]] Floats& low, [[maybe_unused]] Floats& high) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  const Floats first = low;
-  low = _mm256_permute2f128_ps(first, high, 0x20);
-  high = _mm256_permute2f128_ps(first, high, 0x31);
-#endif
+// From evens and odds to the first half of both in order, and the second.
+template <int... kLane>
+void put_in_order(Floats& evens, Floats& odds, std::integer_sequence<int, kLane...>) {
+  constexpr auto from = [](int lane) { return lane / 2 + lane % 2 * kLanes; };
+  const Floats first = __builtin_shufflevector(evens, odds, from(kLane)...);
+  odds = __builtin_shufflevector(evens, odds, (from(kLane) + kLanes / 2)...);
+  evens = first;
 }
 
 // Adds the sums down `columns` columns of a few rows, at most kRowsAtOnce, to the columns' totals, of which there is
@@ -168,27 +134,23 @@ template <class Sum>
 NORMEXT_INLINE inline void add_dot_column_sums(const BFloat16* const (&from)[Sum::kInputs], int64_t begin,
                                                int64_t stride, int64_t rows, int64_t columns,
                                                double* const (&totals)[Sum::kSums]) {
-  const Interleave interleave;
   for (int64_t column = 0; column < columns; column += kPairLanes) {
     const int64_t count = std::min(kPairLanes, columns - column);
-    Sum low, high;
-    for (int64_t r = 0; r < rows; r += 2) {
-      Pairs lows[Sum::kInputs], highs[Sum::kInputs];
+    Sum evens, odds;
+    for (int64_t r = 0; r < rows; ++r) {
+      Pairs in[Sum::kInputs];
       for (int k = 0; k < Sum::kInputs; ++k) {
         const BFloat16* const p = from[k] + begin + r * stride + column;
         __builtin_prefetch(p + rows * stride, 0, 2);  // of the next rows: see Inputs::prefetch
-        __builtin_prefetch(p + (rows + 1) * stride, 0, 2);
-        const Pairs row = load_pairs(p, count), next = r + 1 < rows ? load_pairs(p + stride, count) : Pairs{};
-        interleave(row, next, lows[k], highs[k]);
+        in[k] = load_pairs(p, count);
       }
-      low.add(lows);
-      high.add(highs);
+      add_pairs(in, evens, odds);
     }
     for (int i = 0; i < Sum::kSums; ++i) {
       double* const to = totals[i] + column;
-      put_in_order(low.sums[i], high.sums[i]);
-      store(to, load(to) + widen(low.sums[i]));
-      store(to + kLanes, load(to + kLanes) + widen(high.sums[i]));
+      put_in_order(evens.sums[i], odds.sums[i], std::make_integer_sequence<int, kLanes>{});
+      store(to, load(to) + widen(evens.sums[i]));
+      store(to + kLanes, load(to + kLanes) + widen(odds.sums[i]));
     }
   }
 }

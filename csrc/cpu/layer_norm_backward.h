@@ -32,14 +32,14 @@ struct LayerNormGradients {
   // The sums of one piece of a row, with g = grad_output * weight.
   Gradients piece_sums(int64_t row, int64_t piece) const {
     const T *dy = grad_output + row * columns, *x = input + row * columns;
-    const V k[2] = {broadcast(mean[row]), broadcast(rstd[row])}, one = broadcast(S{1});
+    const V one = broadcast(S{1});
     Doubles sums[3] = {};
     const auto inputs = [&, w = weight](int64_t at, int64_t count, V(&in)[2]) {
       in[0] = load(dy + at, count) * load_or(w, at, count, one);
       in[1] = load(x + at, count);
     };
-    const int64_t begin = piece * kPiece;
-    add_sums<GradientSums<T>>(begin, begin + piece_length(columns, piece), inputs, k, sums);
+    const int64_t begin = piece * kPiece, end = begin + piece_length(columns, piece);
+    RunSums<GradientSums<T>, T, decltype(inputs)>(inputs, begin, end, {mean[row], rstd[row]}, sums).finish();
     return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
   }
 

@@ -8,22 +8,12 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-// Sums of d and d^2, d = x - shift. kAhead as in Inputs, here and below.
+// Sums of d and d^2, d = x - shift; by dot products shift is zero. kAhead as in Inputs, here and below.
 template <class Sum, int64_t kAhead = 0, class T>
 std::pair<double, double> sums_about(Scalar<T> shift, const T* x, int64_t count) {
   const T* const in[1] = {x};
-  const Vector<T> k[1] = {broadcast(shift)};
   Doubles sums[2] = {};
-  add_sums<Sum>(0, count, Inputs<T, 1, kAhead>{in}, k, sums);
-  return {sum(sums[0]), sum(sums[1])};
-}
-
-// The same about zero, by dot products.
-template <int64_t kAhead = 0, class T>
-std::pair<double, double> dot_sums(const T* x, int64_t count) {
-  const T* const in[1] = {x};
-  Doubles sums[2] = {};
-  add_dot_sums<DotMomentSums, kAhead>(in, 0, count, sums);
+  RunSums<Sum, T, Inputs<T, 1, kAhead>>(Inputs<T, 1, kAhead>(in), 0, count, {shift}, sums).finish();
   return {sum(sums[0]), sum(sums[1])};
 }
 
@@ -57,7 +47,7 @@ template <int64_t kAhead, class T>
 Moments moments_of(const T* x, int64_t count, double eps) {
   if (kTwoPasses<T> || count < kFew) return wide_moments_of(x, count);
   if constexpr (kDotSums<T>) {
-    const auto [first, second] = dot_sums<kAhead>(x, count);
+    const auto [first, second] = sums_about<DotMomentSums, kAhead>(0, x, count);
     if (sound(count, first, second, 0)) return moments_from_sums(count, 0, first, second);
   }
   return guessed_moments_of<kAhead>(x, count, eps);
@@ -137,12 +127,12 @@ struct LayerNormRows {
       for (int r = 0; r < kRowsSummed && r < count; ++r) {
         const T* const in[1] = {x + r * columns};
         if constexpr (kDotSums<T>) {
-          const auto short_sums = short_dot_sum<DotMomentSums>(in, 0, at, stop);
+          const auto short_sums = short_dot_sum<DotMomentSums, 0>(in, 0, at, stop);
           lanes[r] = short_sums.sums[0];
           lanes[r + kRowsSummed] = short_sums.sums[1];
         } else {
           const Floats k[1] = {broadcast(near[r])};
-          const auto short_sums = short_sum<MomentSums<T>>(0, at, stop, Inputs<T, 1>{in}, k);
+          const auto short_sums = short_sum<MomentSums<T>>(0, at, stop, Inputs<T, 1>(in), k);
           lanes[r] = short_sums.first;
           lanes[r + kRowsSummed] = short_sums.second;
         }
@@ -168,7 +158,7 @@ struct LayerNormRows {
     } else {
       for (int64_t r = 0; r < count; ++r) {
         if constexpr (kDotSums<T>) {
-          std::tie(first[r], second[r]) = dot_sums(x + r * columns, columns);
+          std::tie(first[r], second[r]) = sums_about<DotMomentSums>(0, x + r * columns, columns);
         } else {
           const S near = guess(x + r * columns);
           shift[r] = near;

@@ -9,9 +9,12 @@
 namespace normext::cpu::NORMEXT_ISA {
 
 // Vectors of inputs at the same offset. If kAhead is not 0, it asks for those so many elements ahead.
-template <class T, int kInputs, int64_t kAhead = 0>
+template <class T, int kInputs, int64_t kAheadBy = 0>
 struct Inputs {
-  const T* const (&from)[kInputs];
+  static constexpr int64_t kAhead = kAheadBy;
+  const T* from[kInputs];  // copies: what is referred to must be fetched again after every store
+
+  NORMEXT_INLINE explicit Inputs(const T* const (&in)[kInputs]) { std::copy_n(in, kInputs, from); }
 
   NORMEXT_INLINE void operator()(int64_t at, int64_t count, Vector<T> (&x)[kInputs]) const {
     if constexpr (kAhead > 0) prefetch(at + kAhead);
@@ -51,17 +54,49 @@ NORMEXT_INLINE inline Sum short_sum(int64_t begin, int64_t at, int64_t stop, con
   return join(chains);
 }
 
-// Adds Sum over the elements [begin, end) to totals. The cut into vectors and short sums depends on begin and end
-// alone.
-template <class Sum, class Vector, class Inputs>
-NORMEXT_INLINE inline void add_sums(int64_t begin, int64_t end, const Inputs& inputs,
-                                    const Vector (&k)[Sum::kCoefficients], Doubles (&totals)[Sum::kSums]) {
-  for (int64_t at = begin; at < end;) {
-    const int64_t stop = std::min(end, at + kShort * kLanes);
-    short_sum<Sum>(begin, at, stop, inputs, k).flush(totals);
-    at = stop;
+// The elements that are mapped or summed before other work gets its turn, if there is any: an output and an input from
+// memory then come and go at once.
+constexpr int64_t kStep = 512;
+
+// Sum over the elements [begin, end) of a run, added to totals step by step. The cut into vectors and short sums
+// depends on begin and end alone.
+template <class Sum, class T, class Inputs>
+class RunSums {
+ public:
+  NORMEXT_INLINE RunSums(const Inputs& inputs, int64_t begin, int64_t end,
+                         const Scalar<T> (&coefficients)[Sum::kCoefficients], Doubles (&totals)[Sum::kSums])
+      : inputs_(inputs), begin_(begin), at_(begin), end_(end), totals_(totals) {
+    for (int i = 0; i < Sum::kCoefficients; ++i) k_[i] = broadcast(coefficients[i]);
   }
-}
+
+  NORMEXT_INLINE void step() { add_until(std::min(end_, at_ + kStep)); }
+  NORMEXT_INLINE void finish() { add_until(end_); }
+
+ private:
+  NORMEXT_INLINE void add_until(int64_t last) {
+    while (at_ < last) {
+      const int64_t stop = std::min(end_, at_ + kShort * kLanes);
+      if constexpr (Sum::kDot)
+        short_dot_sum<Sum, Inputs::kAhead>(inputs_.from, begin_, at_, stop).flush(totals_);
+      else
+        short_sum<Sum>(begin_, at_, stop, inputs_, k_).flush(totals_);
+      at_ = stop;
+    }
+  }
+
+  const Inputs inputs_;
+  const int64_t begin_;
+  int64_t at_;
+  const int64_t end_;
+  Vector<T> k_[Sum::kCoefficients];
+  Doubles (&totals_)[Sum::kSums];
+};
+
+// Where there is no other work.
+struct NoSteps {
+  void step() {}
+  void finish() {}
+};
 
 // Calls f(at, count) for the vectors of [begin, end), the last of which may be shorter than the others.
 template <class F>
@@ -136,6 +171,24 @@ NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const
 template <bool kStream, class T, class F>
 NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const F& f) {
   map_vectors<kStream>(out, begin, end, f, [](int64_t) {});
+}
+
+// The same with other work in between, which comes to its end.
+template <bool kStream, class T, class F, class Ahead, class Steps>
+NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const F& f, const Ahead& ahead,
+                                       Steps&& other) {
+  if constexpr (std::is_same_v<std::decay_t<Steps>, NoSteps>) {
+    map_vectors<kStream>(out, begin, end, f, ahead);
+  } else {
+    const int64_t before_line = -reinterpret_cast<uintptr_t>(out + begin) % 64 / sizeof(T);
+    int64_t stop = begin + before_line;  // steps are whole lines
+    for (int64_t at = begin; at < end; at = stop) {
+      stop = end - stop < kStep + kStep / 4 ? end : stop + kStep;
+      other.step();
+      map_vectors<kStream>(out, at, stop, f, ahead);
+    }
+    other.finish();
+  }
 }
 
 // Whether rows, or other runs, share no cache line with each other.

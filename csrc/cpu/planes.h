@@ -19,7 +19,7 @@ struct PlaneBlock {
 
   // Calls f(channel, begin, end) for each run of elements of a channel.
   template <class F>
-  void for_runs(const F& f) const {
+  NORMEXT_INLINE void for_runs(const F& f) const {
     for (int64_t u = unit; u < unit_end; ++u) {
       const int64_t piece = u % pieces, length = plane * (piece + 1) / pieces - plane * piece / pieces;
       int64_t begin = run_begin(u, channel);
@@ -28,31 +28,57 @@ struct PlaneBlock {
   }
 };
 
-// Adds Sum (sums.h) over each channel to its totals, which are indexed from the block's first channel; kAhead as in
-// Inputs.
+// Sum (sums.h) over each channel of a block. kAhead as in Inputs.
 template <class Sum, int64_t kAhead, class T>
-void reduce_planes(const T* const (&in)[Sum::kInputs], const PlaneBlock& block,
-                   const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
-                   Doubles (&totals)[kBlockChannels][Sum::kSums]) {
-  block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
-    if constexpr (Sum::kDot) {
-      add_dot_sums<Sum, kAhead>(in, begin, end, totals[channel - block.channel]);
-    } else {
-      Vector<T> k[Sum::kCoefficients];
-      for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
-      add_sums<Sum>(begin, end, Inputs<T, Sum::kInputs, kAhead>{in}, k, totals[channel - block.channel]);
-    }
-  });
-}
+struct PlaneSums {
+  const T* const (&in)[Sum::kInputs];
+  const PlaneBlock block;
+  const Scalar<T>* const (&coefficients)[Sum::kCoefficients];
+  Doubles totals[kBlockChannels][Sum::kSums];
+
+  PlaneSums(const T* const (&in)[Sum::kInputs], const PlaneBlock& block,
+            const Scalar<T>* const (&coefficients)[Sum::kCoefficients])
+      : in(in), block(block), coefficients(coefficients) {
+    for (int64_t i = 0; i < block.channel_end - block.channel; ++i) std::fill_n(totals[i], Sum::kSums, Doubles{});
+  }
+
+  // Of one run, to be summed.
+  NORMEXT_INLINE auto run(int64_t channel, int64_t begin, int64_t end) {
+    Scalar<T> k[Sum::kCoefficients];
+    for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = Sum::kDot ? 0 : coefficients[i][channel];
+    using From = Inputs<T, Sum::kInputs, kAhead>;
+    return RunSums<Sum, T, From>(From(in), begin, end, k, totals[channel - block.channel]);
+  }
+  void add_all() {
+    block.for_runs([&](int64_t channel, int64_t begin, int64_t end)
+                       NORMEXT_INLINE { run(channel, begin, end).finish(); });
+  }
+};
+
+// The sums that go along with the map of the block before: run by run, the same number of channels further.
+template <class Sums>
+struct NextSums {
+  Sums& sums;
+  const int64_t channels, elements;
+
+  NORMEXT_INLINE auto run(int64_t channel, int64_t begin, int64_t end) const {
+    const bool none = channel + channels >= sums.block.channel_end;
+    const int64_t next = none ? sums.block.channel : channel + channels;
+    return sums.run(next, begin + elements, none ? begin + elements : end + elements);
+  }
+};
+struct NoSums {
+  NoSteps run(int64_t, int64_t, int64_t) const { return {}; }
+};
 
 // out = Map::apply(in, coefficients), element by element. If `ahead` is not 0, it asks for what lies so many elements
-// ahead.
-template <class Map, bool kStream, class T>
+// ahead. `next` are other runs' sums to go along with it.
+template <class Map, bool kStream, class T, class Next>
 void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
-                const Scalar<T>* const (&coefficients)[Map::kCoefficients], int64_t ahead) {
-  const Inputs<T, Map::kInputs> inputs{in};
+                const Scalar<T>* const (&coefficients)[Map::kCoefficients], int64_t ahead, const Next& next_sums) {
   // Elements [begin, end) of a channel go to `to` and what follows it.
   const auto map = [&]<bool kStreamNow>(int64_t channel, int64_t begin, int64_t end, T* to) NORMEXT_INLINE {
+    const Inputs<T, Map::kInputs> inputs(in);
     Vector<T> k[Map::kCoefficients];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
     const auto apply = [&](int64_t at, int64_t count) NORMEXT_INLINE {
@@ -60,9 +86,10 @@ void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& bl
       inputs(begin + at, count, x);
       return Map::apply(x, k);
     };
-    map_vectors<kStreamNow>(to, 0, end - begin, apply, [&](int64_t at) NORMEXT_INLINE {
+    const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
       if (ahead) inputs.prefetch(begin + at + ahead);
-    });
+    };
+    map_vectors<kStreamNow>(to, 0, end - begin, apply, ask_ahead, next_sums.run(channel, begin, end));
   };
   // In the order of memory neighbours come at once, and lines that they share are whole again in the cache.
   const bool in_order = block.channel_end - block.channel == block.channels;
