@@ -8,12 +8,12 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-// Sums of d and d^2, d = x - shift; by dot products shift is zero. kAhead as in Inputs, here and below.
-template <class Sum, int64_t kAhead = 0, class T>
+// Sums of d and d^2, d = x - shift; by dot products shift is zero.
+template <class Sum, class T>
 std::pair<double, double> sums_about(Scalar<T> shift, const T* x, int64_t count) {
   const T* const in[1] = {x};
   Doubles sums[2] = {};
-  RunSums<Sum, T, Inputs<T, 1, kAhead>>(Inputs<T, 1, kAhead>(in), 0, count, {shift}, sums).finish();
+  RunSums<Sum, T, Inputs<T, 1>>(Inputs<T, 1>(in), 0, count, {shift}, sums).finish();
   return {sum(sums[0]), sum(sums[1])};
 }
 
@@ -35,22 +35,33 @@ Moments wide_moments_of(const T* x, int64_t count) {
   return moments_from_sums(count, shift, first, second);
 }
 
-// In float32, about a guess, if that is sound.
-template <int64_t kAhead = 0, class T>
-Moments guessed_moments_of(const T* x, int64_t count, double eps) {
-  const auto shift = guess(x);
-  const auto [first, second] = sums_about<MomentSums<T>, kAhead>(shift, x, count);
-  return sound(count, first, second, eps) ? moments_from_sums(count, shift, first, second) : wide_moments_of(x, count);
+// What is summed first, unless elements are few or float64, and what about.
+template <class T>
+using FirstSums = std::conditional_t<kDotSums<T>, DotMomentSums, MomentSums<T>>;
+template <class T>
+Scalar<T> first_shift(const T* x) {
+  return kDotSums<T> ? 0 : guess(x);
 }
 
-template <int64_t kAhead, class T>
-Moments moments_of(const T* x, int64_t count, double eps) {
-  if (kTwoPasses<T> || count < kFew) return wide_moments_of(x, count);
-  if constexpr (kDotSums<T>) {
-    const auto [first, second] = sums_about<DotMomentSums, kAhead>(0, x, count);
-    if (sound(count, first, second, 0)) return moments_from_sums(count, 0, first, second);
+// Where FirstSums are not sound, or not taken.
+template <class T>
+Moments mended_moments_of(const T* x, int64_t count, double eps) {
+  if (kDotSums<T> && count >= kFew) {
+    const auto shift = guess(x);
+    const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
+    if (sound<double>(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
   }
-  return guessed_moments_of<kAhead>(x, count, eps);
+  return wide_moments_of(x, count);
+}
+
+template <class T>
+Moments moments_of(const T* x, int64_t count, double eps) {
+  if (!kTwoPasses<T> && count >= kFew) {
+    const auto shift = first_shift(x);
+    const auto [first, second] = sums_about<FirstSums<T>>(shift, x, count);
+    if (sound<double>(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
+  }
+  return mended_moments_of(x, count, eps);
 }
 
 template <class T, class P>
@@ -76,15 +87,15 @@ struct LayerNormRows {
         columns(op.columns),
         eps(op.eps) {}
 
-  template <int64_t kAhead = 0>
   Moments piece_moments(int64_t row, int64_t piece) const {
-    return moments_of<kAhead>(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
+    return moments_of(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
   }
 
   // Columns [begin, end) of a row's output, xhat(x) * weight + bias, where the row's output begins at `to`. If `ahead`
-  // is not 0, it asks for what lies so many elements ahead.
-  template <bool kStream, class F>
-  NORMEXT_INLINE void write(int64_t row, T* to, int64_t begin, int64_t end, int64_t ahead, const F& xhat) const {
+  // is not 0, it asks for what lies so many elements ahead. `other` is work to go along with it.
+  template <bool kStream, class F, class Steps>
+  NORMEXT_INLINE void write(int64_t row, T* to, int64_t begin, int64_t end, int64_t ahead, const F& xhat,
+                            Steps& other) const {
     const V one = broadcast(S{1}), zero = broadcast(S{0});
     const T* x = input + row * columns;
     map_vectors<kStream>(
@@ -94,21 +105,25 @@ struct LayerNormRows {
         },
         [=](int64_t at) NORMEXT_INLINE {
           if (ahead) __builtin_prefetch(x + at + ahead, 0, 2);
-        });
+        },
+        other);
   }
 
   // xhat is (x - mean) * rstd. The mean is split into high + low: float32 cannot hold it all where it is far from zero,
   // and the difference must be exact. Half types do without where it is near.
-  template <bool kStream>
-  void normalize(int64_t row, T* to, double mean, double rstd, int64_t begin, int64_t end, int64_t ahead = 0) const {
+  template <bool kStream, class Steps>
+  NORMEXT_NOINLINE void normalize(int64_t row, T* to, double mean, double rstd, int64_t begin, int64_t end, int64_t ahead,
+                 Steps&& other) const {
     const V scale = broadcast(static_cast<S>(rstd));
     if (sizeof(T) == 2 && near_zero(mean, rstd)) {
       const V shift = broadcast(static_cast<S>(-mean * rstd));
-      return write<kStream>(row, to, begin, end, ahead, [=](V x) NORMEXT_INLINE { return fma(x, scale, shift); });
+      const auto xhat = [=](V x) NORMEXT_INLINE { return fma(x, scale, shift); };
+      return write<kStream>(row, to, begin, end, ahead, xhat, other);
     }
     const auto high = static_cast<S>(mean);
     const V center = broadcast(high), shift = broadcast(static_cast<S>((high - mean) * rstd));
-    write<kStream>(row, to, begin, end, ahead, [=](V x) NORMEXT_INLINE { return fma(x - center, scale, shift); });
+    const auto xhat = [=](V x) NORMEXT_INLINE { return fma(x - center, scale, shift); };
+    write<kStream>(row, to, begin, end, ahead, xhat, other);
   }
 
   // For `count` rows, or as many as have their two sums in one vector: a shift, and sums of d and d^2, d = x - shift.
@@ -144,78 +159,128 @@ struct LayerNormRows {
     store_raw(second, totals.high);
   }
 
-  // Means and variances of `count` rows of one piece. The steps that wait for each other are taken for all rows at
-  // once.
-  void statistics(int64_t first_row, int64_t count, double (&means)[kRowsTogether],
-                  double (&vars)[kRowsTogether]) const {
+  // Some rows that go through each step together, and their statistics.
+  struct Rows {
+    int64_t first, count;
+    double means[kRowsTogether], vars[kRowsTogether];
+  };
+
+  // From the sums of whole rows, about `shift`. The steps that wait for each other are taken for all at once.
+  void settle(Rows& group, const double* shift, const double* first, const double* second) const {
     const double n = static_cast<double>(columns);
-    double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
     int64_t is_sound[kRowsTogether];
-    const T* x = input + first_row * columns;
-    if (columns <= kShort * kLanes) {
-      for (int64_t r = 0; r < count; r += kRowsSummed)
-        short_row_sums(x + r * columns, count - r, shift + r, first + r, second + r);
-    } else {
-      for (int64_t r = 0; r < count; ++r) {
-        if constexpr (kDotSums<T>) {
-          std::tie(first[r], second[r]) = sums_about<DotMomentSums>(0, x + r * columns, columns);
-        } else {
-          const S near = guess(x + r * columns);
-          shift[r] = near;
-          std::tie(first[r], second[r]) = sums_about<MomentSums<T>>(near, x + r * columns, columns);
-        }
-      }
-    }
-    using Rows = Doubles::Half;
+    using Numbers = Doubles::Half;
     for (int64_t r = 0; r < kRowsTogether; r += kRowsSummed) {
-      const auto s = load_raw<Rows>(shift + r), f = load_raw<Rows>(first + r), ff = load_raw<Rows>(second + r);
-      store_raw(means + r, mean_from_sums(n, s, f));
-      store_raw(vars + r, m2_from_sums(n, f, ff) / n);
-      store_raw(is_sound + r, sound(n, f, ff, kDotSums<T> ? 0 : eps));
+      const auto s = load_raw<Numbers>(shift + r), f = load_raw<Numbers>(first + r), ff = load_raw<Numbers>(second + r);
+      store_raw(group.means + r, mean_from_sums(n, s, f));
+      store_raw(group.vars + r, m2_from_sums(n, f, ff) / n);
+      store_raw(is_sound + r, sound(n, f, ff, eps));
     }
-    for (int64_t r = 0; r < count; ++r) {
+    for (int64_t r = 0; r < group.count; ++r) {
       if (is_sound[r]) continue;
-      const T* const again = x + r * columns;
-      const Moments moments = kDotSums<T> ? guessed_moments_of(again, columns, eps) : wide_moments_of(again, columns);
-      means[r] = moments.mean;
-      vars[r] = moments.variance();
+      const Moments moments = mended_moments_of(input + (group.first + r) * columns, columns, eps);
+      group.means[r] = moments.mean;
+      group.vars[r] = moments.variance();
     }
   }
 
-  // Threads take whole rows, which are stored, streamed or staged.
+  void short_rows_statistics(Rows& group) const {
+    double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
+    for (int64_t r = 0; r < group.count; r += kRowsSummed)
+      short_row_sums(input + (group.first + r) * columns, group.count - r, shift + r, first + r, second + r);
+    settle(group, shift, first, second);
+  }
+
+  // Of rows that take several short sums. beside(r, piece, sums) may go along with a piece's sums, of row r of the group.
+  template <int64_t kAhead, class F>
+  void long_rows_statistics(Rows& group, const F& beside) const {
+    using From = Inputs<T, 1, kAhead>;
+    double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
+    const int64_t pieces = pieces_of(columns);
+    Moments moments;
+    for (int64_t r = 0; r < group.count; ++r) {
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const T* const in[1] = {input + (group.first + r) * columns + piece * kPiece};
+        const int64_t count = piece_length(columns, piece);
+        Doubles sums[2] = {};
+        shift[r] = count < kFew ? S{0} : first_shift(in[0]);
+        RunSums<FirstSums<T>, T, From> run(From(in), 0, count, {static_cast<S>(shift[r])}, sums);
+        beside(r, piece, run);
+        run.finish();
+        first[r] = sum(sums[0]);
+        second[r] = sum(sums[1]);
+        if (pieces == 1) continue;
+        const bool is_sound = count >= kFew && sound<double>(count, first[r], second[r], eps);
+        moments +=
+            is_sound ? moments_from_sums(count, shift[r], first[r], second[r]) : mended_moments_of(in[0], count, eps);
+      }
+    }
+    if (pieces == 1) return settle(group, shift, first, second);
+    group.means[0] = moments.mean;
+    group.vars[0] = moments.variance();
+  }
+
+  // `beside` as above, of rows that take several short sums.
+  template <int64_t kAhead, class F>
+  void statistics(Rows& group, const F& beside) const {
+    if constexpr (!kTwoPasses<T>) {
+      if (columns > kShort * kLanes) return long_rows_statistics<kAhead>(group, beside);
+      if (columns >= kFew) return short_rows_statistics(group);
+    }
+    for (int64_t r = 0; r < group.count; ++r) {
+      Moments moments;
+      for (int64_t piece = 0; piece < pieces_of(columns); ++piece) moments += piece_moments(group.first + r, piece);
+      group.means[r] = moments.mean;
+      group.vars[r] = moments.variance();
+    }
+  }
+
+  // Rows [begin, end) are stored, streamed or staged. While a group of long ones is normalized, the next one is summed.
+  template <bool kStream>
+  void normalize_rows(int64_t begin, int64_t end, bool staged) const {
+    const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T)), pieces = pieces_of(columns);
+    // Where rows follow each other, asking for the next group ahead does as well, unless they are too long for that.
+    const bool is_long = !kTwoPasses<T> && columns > kShort * kLanes && (columns <= 1024 || pieces > 2);
+    const int64_t together = kTwoPasses<T> || columns < kFew || pieces > 1 ? 1 : kFirstLevel / row_bytes;
+    const int64_t most = std::clamp<int64_t>(together, 1, kRowsTogether);
+    const int64_t ahead = !is_long && should_fetch_rows(most * row_bytes) ? most * columns : 0;
+    Stage<T> stage;
+    Rows groups[2], *group = groups, *next = groups + 1;
+    double rstds[kRowsTogether];
+    const auto begin_at = [&](Rows& rows, int64_t first) {
+      rows.first = first;
+      rows.count = std::min(most, end - first);
+    };
+    const auto normalize_row = [&](int64_t r, int64_t from, int64_t to, auto&& other) NORMEXT_INLINE {
+      const int64_t row = group->first + r;
+      normalize<kStream>(row, staged ? stage.at + r * columns : output + row * columns, group->means[r], rstds[r], from,
+                         to, ahead, other);
+    };
+    const auto normalize_piece = [&](int64_t r, int64_t piece, auto& sums) NORMEXT_INLINE {
+      normalize_row(r, piece * kPiece, piece * kPiece + piece_length(columns, piece), sums);
+    };
+    begin_at(*group, begin);
+    statistics<0>(*group, [](auto&&...) {});
+    while (group->count > 0) {
+      for (int64_t r = 0; r < kRowsTogether; ++r) rstds[r] = reciprocal_std(group->vars[r], eps);
+      for (int64_t r = 0; r < group->count; ++r) {
+        mean[group->first + r] = static_cast<S>(group->means[r]);
+        rstd[group->first + r] = static_cast<S>(rstds[r]);
+      }
+      begin_at(*next, group->first + group->count);
+      if (is_long) statistics<kStreamAhead<T>>(*next, normalize_piece);
+      for (int64_t r = is_long ? next->count : 0; r < group->count; ++r) normalize_row(r, 0, columns, NoSteps{});
+      if (!is_long) statistics<0>(*next, [](auto&&...) {});
+      if (staged) stage.stream_to(output + group->first * columns, group->count * columns);
+      std::swap(group, next);
+    }
+    if (kStream || staged) end_of_stream();
+  }
+
+  // Threads take whole rows.
   template <bool kStream>
   void by_rows(int threads, bool staged = false) const {
-    const int64_t pieces = pieces_of(columns);
-    const bool together = !kTwoPasses<T> && columns >= kFew && pieces == 1;
-    const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    const int64_t group = together ? std::clamp<int64_t>(kFirstLevel / row_bytes, 1, kRowsTogether) : 1;
-    const int64_t ahead = should_fetch_rows(group * row_bytes) ? group * columns : 0;
-    parallel_for(rows, threads, [&](int64_t begin, int64_t end, int) {
-      Stage<T> stage;
-      for (int64_t row = begin; row < end; row += group) {
-        const int64_t count = std::min(group, end - row);
-        double means[kRowsTogether], vars[kRowsTogether], rstds[kRowsTogether];
-        if constexpr (!kTwoPasses<T>) {
-          if (together) statistics(row, count, means, vars);
-        }
-        if (!together) {
-          Moments moments;
-          for (int64_t piece = 0; piece < pieces; ++piece)
-            moments += piece_moments<kStream ? kStreamAhead<T> : 0>(row, piece);
-          std::fill_n(means, kRowsTogether, moments.mean);
-          std::fill_n(vars, kRowsTogether, moments.variance());
-        }
-        for (int64_t r = 0; r < kRowsTogether; ++r) rstds[r] = reciprocal_std(vars[r], eps);
-        for (int64_t r = 0; r < count; ++r) {
-          mean[row + r] = static_cast<S>(means[r]);
-          rstd[row + r] = static_cast<S>(rstds[r]);
-          normalize<kStream>(row + r, staged ? stage.at + r * columns : output + (row + r) * columns, means[r],
-                             rstds[r], 0, columns, ahead);
-        }
-        if (staged) stage.stream_to(output + row * columns, count * columns);
-      }
-      if (kStream || staged) end_of_stream();
-    });
+    parallel_for(rows, threads, [&](int64_t begin, int64_t end, int) { normalize_rows<kStream>(begin, end, staged); });
   }
 
   // Threads share each row by columns.
@@ -235,7 +300,8 @@ struct LayerNormRows {
           mean[row] = static_cast<S>(moments.mean);
           rstd[row] = static_cast<S>(r);
         }
-        normalize<false>(row, output + row * columns, moments.mean, r, begin * kPiece, std::min(columns, end * kPiece));
+        normalize<false>(row, output + row * columns, moments.mean, r, begin * kPiece, std::min(columns, end * kPiece), 0,
+                         NoSteps{});
       }
     });
   }

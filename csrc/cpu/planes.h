@@ -93,7 +93,8 @@ void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& bl
   };
   // In the order of memory neighbours come at once, and lines that they share are whole again in the cache.
   const bool in_order = block.channel_end - block.channel == block.channels;
-  if (kStream && !in_order && should_stage(out, block.plane * static_cast<int64_t>(sizeof(T)))) {
+  const bool shorter = block.plane < kStep;  // longer ones: 0.86 to 1.0 times
+  if (kStream && !in_order && shorter && should_stage(out, block.plane * static_cast<int64_t>(sizeof(T)))) {
     Stage<T> stage;
     int64_t first = 0, next = 0;  // what the stage holds
     const auto empty = [&] {

@@ -16,6 +16,8 @@
 // For what is called on every vector: inlined wherever it stands, lambdas too, even if the calls with a constant and
 // those with a variable number of lanes become two copies.
 #define NORMEXT_INLINE __attribute__((always_inline))
+// For what has a loop over vectors: as a function of its own, it keeps in registers what it was called with.
+#define NORMEXT_NOINLINE __attribute__((noinline))
 
 namespace normext::cpu::NORMEXT_ISA {
 
