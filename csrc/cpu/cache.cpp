@@ -34,9 +34,9 @@ static bool is_amd() {
 #endif
 }
 
-// What pays depends on the processor's own prefetchers. AMD's Zen 5 starts anew where a plane begins, and gains 1.1 to
-// 1.6 times. Intel's Xeon gains up to 1.3 times, unless the next block takes the room of the one at hand: 0.73.
-bool should_fetch_block(int64_t inputs, int64_t block_bytes) { return is_amd() || inputs * block_bytes <= 4 * kCached; }
+// What pays depends on the processor's own prefetchers, and on its second-level cache. The Xeon reads whole rows of 2048
+// columns 1.1 to 2.0 times as fast as halves of them, Zen 5 0.85 to 1.0 times.
+int64_t columns_at_once() { return is_amd() ? kMostColumns / 2 : kMostColumns; }
 
 // Zen 5 sees rows coming (0.84 to 1.05 times). The Xeon does not look beyond a page: from memory up to 1.45 times.
 bool should_fetch_rows(int64_t rows_bytes) { return !is_amd() && rows_bytes <= 2 * kCached; }

@@ -15,9 +15,12 @@ inline bool should_stream(int64_t bytes) { return bytes > last_level_cache() / 2
 // Bytes that surely stay in one core's second-level cache between two passes.
 constexpr int64_t kCached = 262144;
 
-// Whether to ask for what comes next while what is at hand goes through its last pass: a block of channels, plane by
-// plane, of so many inputs that together have block_bytes, or rows that follow in memory.
-bool should_fetch_block(int64_t inputs, int64_t block_bytes);
+// Columns of a row-major matrix that are walked down at once, with their coefficients and totals at hand: at most
+// kMostColumns.
+constexpr int64_t kMostColumns = 2048;
+int64_t columns_at_once();
+
+// Whether to ask for the rows that follow in memory while those at hand go through their last pass.
 bool should_fetch_rows(int64_t rows_bytes);
 
 }  // namespace normext::cpu

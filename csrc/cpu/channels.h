@@ -55,7 +55,7 @@ class Channels {
       const int64_t widest = total_ / (8 * kRowsAtOnce);
       while (width_ < widest && (width_ < kNarrow || (width_ < 2 * kNarrow && width_ % kLanes != 0))) width_ *= 2;
       units_ = (total_ + width_ - 1) / width_;
-      block_channels_ = std::min(channels_, kBlockColumns / plane_);
+      block_channels_ = std::min(channels_, columns_at_once() / plane_);
     }
     const auto blocks = [&] { return (channels_ + block_channels_ - 1) / block_channels_; };
     block_channels_ = (channels_ + blocks() - 1) / blocks();  // so that the last is as large as the others

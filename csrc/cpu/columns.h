@@ -4,21 +4,21 @@
 #pragma once
 #include <type_traits>
 
+#include "cache.h"
 #include "passes.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kRowsAtOnce = 8;       // rows in a short sum of columns: see sums.h
-constexpr int64_t kBlockColumns = 1024;  // so many columns' coefficients and totals stay in the first-level cache
+constexpr int64_t kRowsAtOnce = 8;  // rows in a short sum of columns: see sums.h
 
 template <class Number>
 struct alignas(64) ColumnTable {
   static constexpr int64_t kRoom = 2 * kLanes;  // beyond the last column
-  Number at[kBlockColumns + kRoom];
+  Number at[kMostColumns + kRoom];
 };
 
 // A block of columns [column, column_end) of rows [row, row_end), in a row-major matrix of `width` columns and `total`
-// elements: its last row may be shorter. At most kBlockColumns wide.
+// elements: its last row may be shorter. At most kMostColumns wide.
 struct ColumnBlock {
   int64_t width, total, row, row_end, column, column_end;
 

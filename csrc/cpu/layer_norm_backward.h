@@ -33,69 +33,91 @@ struct LayerNormGradients {
   Gradients piece_sums(int64_t row, int64_t piece) const {
     const T *dy = grad_output + row * columns, *x = input + row * columns;
     const V one = broadcast(S{1});
-    Doubles sums[3] = {};
+    Doubles sums[3] = {}, products[2] = {};
     const auto inputs = [&, w = weight](int64_t at, int64_t count, V(&in)[2]) {
       in[0] = load(dy + at, count) * load_or(w, at, count, one);
       in[1] = load(x + at, count);
     };
     const int64_t begin = piece * kPiece, end = begin + piece_length(columns, piece);
+    if constexpr (sizeof(T) == 2) {
+      if (near(row)) {
+        RunSums<ProductSums<T>, T, decltype(inputs)>(inputs, begin, end, {0}, products).finish();
+        const double g = sum(products[0]), about_mean = sum(products[1]) - mean[row] * g;
+        const double least = 0x1p-100 * static_cast<double>(end - begin), size = std::abs(about_mean);
+        if (std::abs(g) > least && size > least && size < 0x1p120) return {g, about_mean * rstd[row], 0};
+      }
+    }
     RunSums<GradientSums<T>, T, decltype(inputs)>(inputs, begin, end, {mean[row], rstd[row]}, sums).finish();
     return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
   }
 
-  // What a row's elementwise pass needs.
+  // Half types do without x - mean there, and without the sum of xhat.
+  bool near(int64_t row) const { return sizeof(T) == 2 && near_zero(mean[row], rstd[row]) && rstd[row] < 0x1p80f; }
+
+  // What a row's elementwise pass needs: xhat = (x - mean) * rstd + offset, near zero x * rstd + near_offset.
   struct Row {
-    S mean, rstd, offset, slope, level;
+    S mean, rstd, offset, near_offset, slope, level;
   };
+  template <bool kNear>
   struct Coefficients {
     V mean, rstd, offset, slope, level;
 
     explicit Coefficients(const Row& row)
         : mean(broadcast(row.mean)),
           rstd(broadcast(row.rstd)),
-          offset(broadcast(row.offset)),
+          offset(broadcast(kNear ? row.near_offset : row.offset)),
           slope(broadcast(row.slope)),
           level(broadcast(row.level)) {}
-    V xhat(V x) const { return fma(x - mean, rstd, offset); }
+    V xhat(V x) const { return fma(kNear ? x : x - mean, rstd, offset); }
     V gradient(V dy, V weight, V xhat) const { return fma(xhat, slope, fma(dy, weight, level)) * rstd; }
   };
   Row row_coefficients(int64_t row, const Gradients& sums) const {
-    const double n = static_cast<double>(columns);
-    return {mean[row], rstd[row], static_cast<S>(-sums.offset(n)), static_cast<S>(-sums.corrected(n) / n),
-            static_cast<S>(-sums.g / n)};
+    const double n = static_cast<double>(columns), offset = -sums.offset(n);
+    const double near_offset = offset - static_cast<double>(mean[row]) * rstd[row];
+    return {mean[row], rstd[row], static_cast<S>(offset), static_cast<S>(near_offset),
+            static_cast<S>(-sums.corrected(n) / n), static_cast<S>(-sums.g / n)};
   }
 
   // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals, or
   // writes their gradients, if there are no totals because these are all the rows.
   // Both at once. Rows to be streamed that share cache lines are staged if they are short; else each is streamed on its
   // own. If `ahead` is not 0, it asks for what lies so many elements ahead.
-  template <bool kStream>
+  template <bool kStream, bool kNear>
   void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
-                 double* bias_totals, int64_t ahead = 0) const {
+                 double* bias_totals, int64_t ahead) const {
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
     T* const dx = grad_input ? grad_input + first * columns : nullptr;
     const bool whole = columns % kLanes == 0 && whole_lines(grad_input, row_bytes);
     if (!kStream || !dx || whole)
-      return elementwise<kStream>(first, count, row, begin, end, dx, weight_totals, bias_totals, ahead);
+      return elementwise<kStream, kNear>(first, count, row, begin, end, dx, weight_totals, bias_totals, ahead);
     if (should_stage(grad_input, row_bytes)) {
       Stage<T> stage;
-      elementwise<false>(first, count, row, begin, end, stage.at, weight_totals, bias_totals, ahead);
+      elementwise<false, kNear>(first, count, row, begin, end, stage.at, weight_totals, bias_totals, ahead);
       return stage.stream_to(dx, count * columns);
     }
     for (int64_t r = 0; r < count; ++r) {
       const T *dy = grad_output + (first + r) * columns, *x = input + (first + r) * columns;
       const V one = broadcast(S{1});
-      const Coefficients k(row[r]);
+      const Coefficients<kNear> k(row[r]);
       map_vectors<kStream>(dx + r * columns, begin, end, [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
         return k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
       });
     }
     if (grad_weight || grad_bias)
-      elementwise<false>(first, count, row, begin, end, nullptr, weight_totals, bias_totals, ahead);
+      elementwise<false, kNear>(first, count, row, begin, end, nullptr, weight_totals, bias_totals, ahead);
+  }
+
+  template <bool kStream>
+  void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
+                 double* bias_totals, int64_t ahead = 0) const {
+    bool all_near = true;
+    for (int64_t r = 0; r < count; ++r) all_near = all_near && near(first + r);
+    all_near ? gradients<kStream, true>(first, count, row, begin, end, weight_totals, bias_totals, ahead)
+             : gradients<kStream, false>(first, count, row, begin, end, weight_totals, bias_totals, ahead);
   }
 
   // The first row's grad_input begins at dx, if it is wanted.
-  template <bool kStream>
+  template <bool kStream, bool kNear>
   void elementwise(int64_t first, int64_t rows, const Row* row, int64_t begin, int64_t end, T* dx,
                    double* weight_totals, double* bias_totals, int64_t ahead) const {
     const V one = broadcast(S{1});
@@ -110,7 +132,7 @@ struct LayerNormGradients {
       for (int v = 0; v < kVectors; ++v) w[v] = load_or(weight, at + v * kLanes, count, one);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = (first + r) * columns + at;
-        const Coefficients k(row[r]);
+        const Coefficients<kNear> k(row[r]);
         if (ahead) {
           __builtin_prefetch(grad_output + i + ahead, 0, 2);
           __builtin_prefetch(input + i + ahead, 0, 2);

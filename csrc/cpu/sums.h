@@ -151,6 +151,25 @@ struct GradientSums {
   }
 };
 
+// Sums of g and g * x, for half types: they make up for no rounding of the mean, which is far below theirs.
+template <class T>
+struct ProductSums {
+  static constexpr bool kDot = false;
+  static constexpr int kInputs = 2, kCoefficients = 1, kSums = 2;  // g, x; any
+  Vector<T> g{}, g_x{};
+
+  NORMEXT_INLINE void add(const Vector<T> (&in)[2], const Vector<T> (&)[1], Lanes lanes = {}) {
+    const Vector<T> gradient = keep(in[0], lanes);
+    g = g + gradient;
+    g_x = fma(gradient, in[1], g_x);
+  }
+  ProductSums operator+(const ProductSums& other) const { return {g + other.g, g_x + other.g_x}; }
+  void flush(Doubles (&sums)[2]) const {
+    sums[0] += widen(g);
+    sums[1] += widen(g_x);
+  }
+};
+
 struct Gradients {
   double g = 0, g_xhat = 0, xhat = 0;
 
