@@ -15,6 +15,10 @@ inline bool should_stream(int64_t bytes) { return bytes > last_level_cache() / 2
 // Bytes that surely stay in one core's second-level cache between two passes.
 constexpr int64_t kCached = 262144;
 
+// Whether an op that reads and writes so many bytes should ask ahead for what it passes over (kStreamAhead): they are
+// more than the second-level caches of a few cores hold.
+inline bool should_ask_ahead(int64_t bytes) { return bytes > 16 * kCached; }
+
 // Columns of a row-major matrix that are walked down at once, with their coefficients and totals at hand: at most
 // kMostColumns.
 constexpr int64_t kMostColumns = 2048;

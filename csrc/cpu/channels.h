@@ -39,7 +39,7 @@ class Channels {
         sums_(sums),
         stream_(should_stream((inputs + 1) * total_ * element_bytes) &&
                 !(by_planes_ && plane_ < kShortPlane)),  // they are mostly parts of lines
-        ask_ahead_(stream_),
+        ask_ahead_(should_ask_ahead((inputs + 1) * total_ * element_bytes)),
         threads_(threads_for(total_, threads)) {
     if (by_planes_) {
       pieces_ = (plane_ + kPlanePiece - 1) / kPlanePiece;
@@ -225,12 +225,12 @@ class Channels {
                  const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
     if (by_planes_) {
-      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, kStream ? kStreamAhead<T> : 0,
+      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, ask_ahead_ ? kStreamAhead<T> : 0,
                                   NoSums{});
     } else {
       ColumnTable<Scalar<T>> k[Map::kCoefficients];
       expand(block, coefficients, k);
-      map_columns<Map, kStream, T>(in, out, columns(block, begin, end), k);
+      map_columns<Map, kStream, T>(in, out, columns(block, begin, end), k, ask_ahead_ ? kStreamAhead<T> : 0);
     }
   }
 

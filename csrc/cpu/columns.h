@@ -79,10 +79,11 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
 
 // out = Map::apply(in, coefficients), element by element, in the order of memory: fetching coefficients anew for every
 // vector costs less than writing to several places at once. The coefficients' tables go on beyond the block's last
-// column with its first ones, so that a vector may span two rows: whole rows are streamed as one.
+// column with its first ones, so that a vector may span two rows: whole rows are streamed as one. If `ahead` is not 0,
+// it asks for what lies so many elements ahead.
 template <class Map, bool kStream, class T>
 void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
-                 const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients]) {
+                 const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients], int64_t ahead) {
   const Inputs<T, Map::kInputs> inputs(in);
   const auto apply = [&](int64_t at, int64_t column, int64_t count) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients], x[Map::kInputs];
@@ -90,8 +91,8 @@ void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& 
     inputs(at, count, x);
     return Map::apply(x, k);
   };
-  const auto ahead = [&](int64_t at) NORMEXT_INLINE {
-    if constexpr (kStream) inputs.prefetch(at + kStreamAhead<T>);
+  const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
+    if (ahead) inputs.prefetch(at + ahead);
   };
   if (kStream && block.size() == block.width && block.width >= kLanes) {
     const int64_t begin = block.row * block.width, end = std::min(block.total, block.row_end * block.width);
@@ -104,13 +105,13 @@ void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& 
       if (column >= block.width) column -= block.width;
       return result;
     };
-    map_vectors<kStream>(out, begin, end, in_rows, ahead);
+    map_vectors<kStream>(out, begin, end, in_rows, ask_ahead);
     return;
   }
   for (int64_t row = block.row; row < block.row_end; ++row) {
     const int64_t begin = row * block.width + block.column, end = row * block.width + block.row_columns_end(row);
     const auto in_row = [&](int64_t at, int64_t count) NORMEXT_INLINE { return apply(at, at - begin, count); };
-    map_vectors<kStream>(out, begin, end, in_row, ahead);
+    map_vectors<kStream>(out, begin, end, in_row, ask_ahead);
   }
 }
 
