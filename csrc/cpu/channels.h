@@ -69,6 +69,11 @@ class Channels {
     const int64_t needed = slice_elements ? total_ / blocks_ / slice_elements + 1 : 1;
     slices_ = std::min(units_, std::max(wanted, needed));
     if (!sums && !by_planes_ && blocks_ > 1) slices_ = std::max(slices_, units_ / kRowsInOrder);
+    map_slices_ = slices_;
+    if (sums && slices_ > 1 && !together_) {
+      const int64_t slice_bytes = inputs * (total_ / (blocks_ * slices_)) * element_bytes;
+      map_slices_ *= std::clamp<int64_t>(slice_bytes / kCached, 1, units_ / slices_);
+    }
   }
 
   int64_t slices() const { return slices_; }
@@ -89,7 +94,7 @@ class Channels {
   int64_t first_element(int64_t channel) const { return channel * plane_; }
 
   // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, then
-  // map(block, slice) for all. A block that is not sliced goes through all three while its data is in cache, as does
+  // map(block, slice) for all, with slices of its own. A block that is not sliced goes through all three while its data is in cache, as does
   // one that all threads share; if they are planes, map_and_reduce(block, slice) maps it and sums the next one.
   template <class Reduce, class Finish, class Map, class MapAndReduce>
   void run(const Reduce& reduce, const Finish& finish, const Map& map, const MapAndReduce& map_and_reduce) const {
@@ -106,27 +111,31 @@ class Channels {
       });
       return;
     }
-    // In the order of memory, and a thread has the same ones every time.
-    const auto for_slices = [&](int64_t blocks, const auto& f) {
-      parallel_for(blocks * slices_, threads_, [&](int64_t begin, int64_t end, int) {
-        for (int64_t item = begin; item < end; ++item) f(item % blocks, item / blocks);
+    // In the order of memory, and a thread has the same ones every time; or from its last ones to its first.
+    const auto for_slices = [&](int64_t blocks, int64_t slices, bool backwards, const auto& f) {
+      parallel_for(blocks * slices, threads_, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t item = backwards ? begin + (end - 1 - i) : i;
+          f(item % blocks, item / blocks);
+        }
         if (stream_) end_of_stream();
       });
     };
     if (together_) {
-      for_slices(1, [&](int64_t, int64_t slice) { reduce(0, slice); });
+      for_slices(1, slices_, false, [&](int64_t, int64_t slice) { reduce(0, slice); });
       for (int64_t block = 0; block < blocks_; ++block) {
         finish_block(block);
-        for_slices(1, [&](int64_t, int64_t slice) {
+        for_slices(1, slices_, false, [&](int64_t, int64_t slice) {
           block + 1 < blocks_ ? map_and_reduce(block, slice) : map(block, slice);
         });
       }
       return;
     }
-    if (sums_) for_slices(blocks_, reduce);
+    if (sums_) for_slices(blocks_, slices_, false, reduce);
     parallel_for(channels_, threads_for(channels_ * slices_, threads_),
                  [&](int64_t begin, int64_t end, int) { finish(begin, end); });
-    for_slices(blocks_, map);
+    // What was summed last is in cache, and is mapped first: in slices small enough for that.
+    for_slices(blocks_, map_slices_, sums_, map);
   }
 
   // A value near the mean of each channel of a block in one slice, from a few of its elements.
@@ -223,7 +232,7 @@ class Channels {
   template <class Map, bool kStream, class T>
   void map_slice(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
                  const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
-    const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
+    const int64_t begin = map_begin(slice), end = map_begin(slice + 1);
     if (by_planes_) {
       map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, ask_ahead_ ? kStreamAhead<T> : 0,
                                   NoSums{});
@@ -235,6 +244,7 @@ class Channels {
   }
 
   int64_t unit_begin(int64_t slice) const { return units_ * slice / slices_; }
+  int64_t map_begin(int64_t slice) const { return units_ * slice / map_slices_; }
 
   // A unit is a plane, or one of the pieces of a long plane: this is where it begins, counted along one channel.
   int64_t plane_offset(int64_t unit) const { return unit / pieces_ * plane_ + plane_ * (unit % pieces_) / pieces_; }
@@ -299,6 +309,7 @@ class Channels {
   int64_t units_;  // what slices are made of: rows of the matrix, planes or pieces of planes
   int64_t pieces_ = 1, width_ = 0;
   int64_t block_channels_, blocks_, slices_;
+  int64_t map_slices_;  // slices of a map that no sums go along with
 };
 
 }  // namespace normext::cpu::NORMEXT_ISA
