@@ -2,28 +2,32 @@
 
 #include <algorithm>
 #include <fstream>
+#include <string>
 
 namespace normext::cpu {
 
-// What a cache of a few cores holds. A larger one is made of the slices of dozens of cores, and no faster than memory
-// to a few of them (58 and 57 GB/s to two cores of a Xeon with 480 MB of it).
-constexpr int64_t kMost = 32 << 20;
-
 // Linux says what the core at hand can reach; the C library's sysconf() adds up a whole package.
-static int64_t read_last_level_cache() {
+static int64_t read_cache(const char* level, int64_t otherwise) {
   int64_t kilobytes = 0;
   char unit = 0;
-  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kilobytes >> unit;
-  return kilobytes > 0 && unit == 'K' ? std::min(kilobytes * 1024, kMost) : kMost;
+  std::ifstream(std::string("/sys/devices/system/cpu/cpu0/cache/index") + level + "/size") >> kilobytes >> unit;
+  return kilobytes > 0 && unit == 'K' ? kilobytes * 1024 : otherwise;
 }
 
-static int64_t& choice() {
-  static int64_t bytes = read_last_level_cache();
-  return bytes;
-}
+// A larger last level is made of the slices of dozens of cores, and no faster than memory to a few of them: 58 and 57
+// GB/s to two cores of a Xeon with 480 MB of it. What counts there are the second levels. (Streaming from one and a half
+// of each thread's on is 1.06 times as fast as from four, while the output stays in the last level, and 1.2 times
+// beyond it.)
+constexpr int64_t kLargest = 128 << 20;
 
-int64_t last_level_cache() { return choice(); }
-void set_last_level_cache(int64_t bytes) { choice() = bytes; }
+static int64_t chosen = -1;
+
+int64_t last_level_cache(int threads) {
+  static const int64_t second = read_cache("2", 1 << 20), last = read_cache("3", 32 << 20);
+  if (chosen >= 0) return chosen;
+  return last > kLargest ? std::min(last, 3 * second * threads) : last;
+}
+void set_last_level_cache(int64_t bytes) { chosen = bytes; }
 
 static bool is_amd() {
 #if defined(__x86_64__)

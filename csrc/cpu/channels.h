@@ -37,10 +37,10 @@ class Channels {
         plane_(shape.channels_last ? 1 : shape.plane),
         by_planes_(plane_ >= shortest_plane(shape.batch, sums)),
         sums_(sums),
-        stream_(should_stream((inputs + 1) * total_ * element_bytes) &&
+        threads_(threads_for(total_, threads)),
+        stream_(should_stream((inputs + 1) * total_ * element_bytes, threads_) &&
                 !(by_planes_ && plane_ < kShortPlane)),  // they are mostly parts of lines
-        ask_ahead_(should_ask_ahead((inputs + 1) * total_ * element_bytes)),
-        threads_(threads_for(total_, threads)) {
+        ask_ahead_(should_ask_ahead((inputs + 1) * total_ * element_bytes)) {
     if (by_planes_) {
       pieces_ = (plane_ + kPlanePiece - 1) / kPlanePiece;
       units_ = shape.batch * pieces_;
@@ -304,8 +304,9 @@ class Channels {
 
   int64_t channels_, total_;
   int64_t plane_;  // columns, or contiguous elements, that belong to one channel
-  bool by_planes_, sums_, stream_, ask_ahead_, together_;
+  bool by_planes_, sums_;
   int threads_;
+  bool stream_, ask_ahead_, together_;
   int64_t units_;  // what slices are made of: rows of the matrix, planes or pieces of planes
   int64_t pieces_ = 1, width_ = 0;
   int64_t block_channels_, blocks_, slices_;

@@ -225,7 +225,7 @@ struct LayerNormGradients {
   // Threads share each row by columns, and each owns the totals of its columns.
   template <bool kStream>
   void by_columns(int threads) const {
-    const int64_t pieces = pieces_of(columns), group = group_within(last_level_cache() / 2);
+    const int64_t pieces = pieces_of(columns), group = group_within(64 * kCached);
     Scratch<Gradients> partials(group * pieces);
     const int64_t stride = (columns + kLanes - 1) / kLanes * kLanes;
     const bool totals_needed = rows > group;

@@ -310,7 +310,7 @@ struct LayerNormRows {
     if (share_rows(rows, columns, threads)) return by_columns(threads);
     // Rows of a few lines take longer to compute than to write.
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    if (row_bytes < 512 || !should_stream(2 * rows * row_bytes)) return by_rows<false>(threads);
+    if (row_bytes < 512 || !should_stream(2 * rows * row_bytes, threads)) return by_rows<false>(threads);
     should_stage(output, row_bytes) ? by_rows<false>(threads, true) : by_rows<true>(threads);
   }
 };
