@@ -4,13 +4,12 @@
 
 namespace normext::cpu {
 
-int64_t last_level_cache(int threads);     // bytes that so many threads reach faster than memory
+// Whether an op of so many threads that reads and writes so many bytes should write past the caches: its output would
+// hardly be found there by whoever reads it, beside the input and all else. A store to a line that is not in the cache
+// reads it first, which makes three transfers out of two. `twice`: whether it sums all of its inputs and then goes over
+// them again, and had better find them in the cache than its output.
+bool should_stream(int64_t bytes, int threads, bool twice);
 void set_last_level_cache(int64_t bytes);  // meant for tests
-
-// Whether an op that reads and writes so many bytes should write past the caches: its output would hardly be found
-// there by whoever reads it, beside the input and all else. A store to a line that is not in the cache reads it first,
-// which makes three transfers out of two.
-inline bool should_stream(int64_t bytes, int threads) { return bytes > last_level_cache(threads) / 2; }
 
 // Bytes that surely stay in one core's second-level cache between two passes.
 constexpr int64_t kCached = 262144;

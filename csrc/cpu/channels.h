@@ -38,7 +38,7 @@ class Channels {
         by_planes_(plane_ >= shortest_plane(shape.batch, sums)),
         sums_(sums),
         threads_(threads_for(total_, threads)),
-        stream_(should_stream((inputs + 1) * total_ * element_bytes, threads_) &&
+        stream_(should_stream((inputs + 1) * total_ * element_bytes, threads_, sums) &&
                 !(by_planes_ && plane_ < kShortPlane)),  // they are mostly parts of lines
         ask_ahead_(should_ask_ahead((inputs + 1) * total_ * element_bytes)) {
     if (by_planes_) {
@@ -94,8 +94,9 @@ class Channels {
   int64_t first_element(int64_t channel) const { return channel * plane_; }
 
   // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, then
-  // map(block, slice) for all, with slices of its own. A block that is not sliced goes through all three while its data is in cache, as does
-  // one that all threads share; if they are planes, map_and_reduce(block, slice) maps it and sums the next one.
+  // map(block, slice) for all, with slices of its own. A block that is not sliced goes through all three while its data
+  // is in cache, as does one that all threads share; if they are planes, map_and_reduce(block, slice) maps it and sums
+  // the next one.
   template <class Reduce, class Finish, class Map, class MapAndReduce>
   void run(const Reduce& reduce, const Finish& finish, const Map& map, const MapAndReduce& map_and_reduce) const {
     const auto finish_block = [&](int64_t block) { finish(channel_begin(block), channel_begin(block + 1)); };
@@ -105,7 +106,7 @@ class Channels {
         for (int64_t block = begin; block < end; ++block) {
           if (sums_ && (!along || block == begin)) reduce(block, 0);
           finish_block(block);
-          along && block + 1 < end ? map_and_reduce(block, 0) : map(block, 0);
+          along&& block + 1 < end ? map_and_reduce(block, 0) : map(block, 0);
         }
         if (stream_) end_of_stream();
       });

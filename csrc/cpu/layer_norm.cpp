@@ -63,7 +63,7 @@ void backward(const LayerNormBackward& op, int threads) {
       return;
     }
   }
-  const bool streams = should_stream(3 * op.rows * op.columns * static_cast<int64_t>(sizeof(T)), threads);
+  const bool streams = should_stream(3 * op.rows * op.columns * static_cast<int64_t>(sizeof(T)), threads, false);
   const LayerNormGradients<T, P> gradients(op);
   streams ? gradients.template run<true>(threads) : gradients.template run<false>(threads);
 }

@@ -74,8 +74,12 @@ struct LayerNormGradients {
   Row row_coefficients(int64_t row, const Gradients& sums) const {
     const double n = static_cast<double>(columns), offset = -sums.offset(n);
     const double near_offset = offset - static_cast<double>(mean[row]) * rstd[row];
-    return {mean[row], rstd[row], static_cast<S>(offset), static_cast<S>(near_offset),
-            static_cast<S>(-sums.corrected(n) / n), static_cast<S>(-sums.g / n)};
+    return {mean[row],
+            rstd[row],
+            static_cast<S>(offset),
+            static_cast<S>(near_offset),
+            static_cast<S>(-sums.corrected(n) / n),
+            static_cast<S>(-sums.g / n)};
   }
 
   // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals, or

@@ -112,8 +112,8 @@ struct LayerNormRows {
   // xhat is (x - mean) * rstd. The mean is split into high + low: float32 cannot hold it all where it is far from zero,
   // and the difference must be exact. Half types do without where it is near.
   template <bool kStream, class Steps>
-  NORMEXT_NOINLINE void normalize(int64_t row, T* to, double mean, double rstd, int64_t begin, int64_t end, int64_t ahead,
-                 Steps&& other) const {
+  NORMEXT_NOINLINE void normalize(int64_t row, T* to, double mean, double rstd, int64_t begin, int64_t end,
+                                  int64_t ahead, Steps&& other) const {
     const V scale = broadcast(static_cast<S>(rstd));
     if (sizeof(T) == 2 && near_zero(mean, rstd)) {
       const V shift = broadcast(static_cast<S>(-mean * rstd));
@@ -191,7 +191,8 @@ struct LayerNormRows {
     settle(group, shift, first, second);
   }
 
-  // Of rows that take several short sums. beside(r, piece, sums) may go along with a piece's sums, of row r of the group.
+  // Of rows that take several short sums. beside(r, piece, sums) may go along with a piece's sums, of row r of the
+  // group.
   template <int64_t kAhead, class F>
   void long_rows_statistics(Rows& group, const F& beside) const {
     using From = Inputs<T, 1, kAhead>;
@@ -300,8 +301,8 @@ struct LayerNormRows {
           mean[row] = static_cast<S>(moments.mean);
           rstd[row] = static_cast<S>(r);
         }
-        normalize<false>(row, output + row * columns, moments.mean, r, begin * kPiece, std::min(columns, end * kPiece), 0,
-                         NoSteps{});
+        normalize<false>(row, output + row * columns, moments.mean, r, begin * kPiece, std::min(columns, end * kPiece),
+                         0, NoSteps{});
       }
     });
   }
@@ -310,7 +311,7 @@ struct LayerNormRows {
     if (share_rows(rows, columns, threads)) return by_columns(threads);
     // Rows of a few lines take longer to compute than to write.
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    if (row_bytes < 512 || !should_stream(2 * rows * row_bytes, threads)) return by_rows<false>(threads);
+    if (row_bytes < 512 || !should_stream(2 * rows * row_bytes, threads, false)) return by_rows<false>(threads);
     should_stage(output, row_bytes) ? by_rows<false>(threads, true) : by_rows<true>(threads);
   }
 };
