@@ -249,7 +249,7 @@ struct LayerNormRows {
     const int64_t most = std::clamp<int64_t>(together, 1, kRowsTogether);
     const int64_t ahead = !along && should_fetch_rows(most * row_bytes) ? most * columns : 0;
     Stage<T> stage;
-    Rows groups[2], *group = groups, *next = groups + 1;
+    Rows groups[2] = {}, *group = groups, *next = groups + 1;
     double rstds[kRowsTogether];
     const auto begin_at = [&](Rows& rows, int64_t first) {
       rows.first = first;

@@ -48,8 +48,8 @@ constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
     // few channels and many, long planes and short
     {1, 1, 20000}, {2, 3, 2731}, {17001, 1, 1}, {1, 1, 70000}, {1, 17001, 1}, {1, 2, 20000}, {1, 3, 8193},
     {1000, 17, 1}, {250, 72, 1}, {70, 300, 1}, {6, 67, 49}, {1100, 5, 3}, {2, 70, 200}, {4500, 3, 5},
-    // channels that threads share, and wide rows of several blocks
-    {4, 2, 34000}, {130, 1100, 1}};
+    // channels that threads share, wide rows of several blocks, blocks of a few short planes
+    {4, 2, 34000}, {40, 2100, 1}, {19, 11, 300}};
 // clang-format on
 
 }  // namespace
@@ -87,6 +87,7 @@ std::vector<LayerNormShape> layer_norm_shapes() {
                                {5, 16385},
                                {5, 8193},
                                {33, 1025},
+                               {21, 700},
                                {300, 64},
                                {1400, 25},
                                {2100, 17},
