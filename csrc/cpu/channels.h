@@ -40,7 +40,7 @@ class Channels {
         threads_(threads_for(total_, threads)),
         stream_(should_stream((inputs + 1) * total_ * element_bytes, threads_, sums) &&
                 !(by_planes_ && plane_ < kShortPlane)),  // they are mostly parts of lines
-        ask_ahead_(should_ask_ahead((inputs + 1) * total_ * element_bytes)) {
+        ask_ahead_(sums ? should_ask_ahead((inputs + 1) * total_ * element_bytes) : stream_) {
     if (by_planes_) {
       pieces_ = (plane_ + kPlanePiece - 1) / kPlanePiece;
       units_ = shape.batch * pieces_;
