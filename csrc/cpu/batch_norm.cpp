@@ -79,8 +79,7 @@ void forward(const BatchNormForward& op, int threads) {
   const ChannelArrays<S, 7> coefficients(all);    // of Normalize, shift near zero, whether it is far; weight and bias
   const ChannelArrays<double, 3> moments(all);    // mean, variance, rstd
 
-  // What is summed first, and what it is summed about: for all of a slice's channels.
-  using First = std::conditional_t<kDotSums<T>, DotMomentSums, MomentSums<T>>;
+  // What FirstMomentSums are taken about, for all of a slice's channels.
   const auto few = [&](int64_t slice) { return kTwoPasses<T> || channels.count(slice) < kFew; };
   const auto choose_shift = [&](int64_t block, int64_t slice) {
     S* const shift = shifts[0] + slice * all;
@@ -117,7 +116,8 @@ void forward(const BatchNormForward& op, int threads) {
     const int64_t offset = slice * all;
     if (few(slice)) return mend(block, slice, false);
     choose_shift(block, slice);
-    channels.template reduce<First, T>(block, slice, in, {shifts[0] + offset}, {sums[0] + offset, sums[1] + offset});
+    channels.template reduce<FirstMomentSums<T>, T>(block, slice, in, {shifts[0] + offset},
+                                                    {sums[0] + offset, sums[1] + offset});
     mend(block, slice, true);
   };
   const auto finish = [&](int64_t begin, int64_t end) {
@@ -178,10 +178,10 @@ void forward(const BatchNormForward& op, int threads) {
     const int64_t offset = slice * all;
     double* const totals[2] = {sums[0] + offset, sums[1] + offset};
     if (is_near(block))
-      channels.template map_and_reduce<NormalizeNearZero<T>, First, T>(
+      channels.template map_and_reduce<NormalizeNearZero<T>, FirstMomentSums<T>, T>(
           block, slice, in, y, {coefficients[1], coefficients[3]}, {shifts[0] + offset}, totals);
     else
-      channels.template map_and_reduce<Normalize<T>, First, T>(
+      channels.template map_and_reduce<Normalize<T>, FirstMomentSums<T>, T>(
           block, slice, in, y, {coefficients[0], coefficients[1], coefficients[2]}, {shifts[0] + offset}, totals);
     mend(block + 1, slice, true);
   };
@@ -213,17 +213,15 @@ void backward(const BatchNormBackward& op, int threads) {
       unsound |= (std::abs(mean[c] * rstd[c]) <= 2) & (rstd[c] < 0x1p80f) ? 0 : 1;
     return kDotSums<T> && op.training && unsound == 0;
   };
-  // Makes sums of g * xhat and xhat out of those of g * x and x. Are products that float32 has not, below 2^-126, far
-  // below the sums?
+  // Makes sums of g * xhat and xhat out of those of g * x and x, and says whether these were sound.
   const auto settle = [&](int64_t block, int64_t slice) {
     const int64_t offset = slice * all;
     double *const g = sums[0] + offset, *const g_xhat = sums[1] + offset, *const xhat = sums[2] + offset;
-    const double n = channels.count(slice), least = 0x1p-100 * n;
+    const double n = channels.count(slice);
     int64_t unsound = 0;
     for (int64_t c = channels.channel_begin(block); c < channels.channel_begin(block + 1); ++c) {
-      const double about_mean = g_xhat[c] - mean[c] * g[c], size = std::abs(about_mean);
-      const double largest = std::max(size, std::abs(xhat[c]));
-      unsound |= (std::abs(g[c]) > least) & (size > least) & (largest < 0x1p120) ? 0 : 1;
+      const double about_mean = g_xhat[c] - mean[c] * g[c];
+      unsound |= products_sound(n, g[c], about_mean) & (std::abs(xhat[c]) < 0x1p120) ? 0 : 1;
       g_xhat[c] = about_mean * rstd[c];
       xhat[c] = (xhat[c] - n * mean[c]) * rstd[c];
     }

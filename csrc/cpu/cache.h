@@ -14,7 +14,7 @@ void set_last_level_cache(int64_t bytes);  // meant for tests
 // Bytes that surely stay in one core's second-level cache between two passes.
 constexpr int64_t kCached = 262144;
 
-// Whether an op that reads and writes so many bytes should ask ahead for what it passes over (kStreamAhead): they are
+// Whether an op that reads and writes so many bytes should ask ahead for what it passes over (kAskAhead): they are
 // more than the second-level caches of a few cores hold.
 inline bool should_ask_ahead(int64_t bytes) { return bytes > 16 * kCached; }
 

@@ -106,7 +106,10 @@ class Channels {
         for (int64_t block = begin; block < end; ++block) {
           if (sums_ && (!along || block == begin)) reduce(block, 0);
           finish_block(block);
-          along&& block + 1 < end ? map_and_reduce(block, 0) : map(block, 0);
+          if (along && block + 1 < end)
+            map_and_reduce(block, 0);
+          else
+            map(block, 0);
         }
         if (stream_) end_of_stream();
       });
@@ -182,7 +185,7 @@ class Channels {
         sums.add_all();
         collect(sums, totals);
       };
-      ask_ahead_ ? add_all.template operator()<kStreamAhead<T>>() : add_all.template operator()<0>();
+      ask_ahead_ ? add_all.template operator()<kAskAhead<T>>() : add_all.template operator()<0>();
     } else {
       ColumnTable<Scalar<T>> k[Sum::kCoefficients];
       ColumnTable<double> sums[Sum::kSums];
@@ -216,9 +219,9 @@ class Channels {
       collect(sums, totals);
     };
     if (stream_)
-      both.template operator()<true, kStreamAhead<T>>();
+      both.template operator()<true, kAskAhead<T>>();
     else if (ask_ahead_)
-      both.template operator()<false, kStreamAhead<T>>();
+      both.template operator()<false, kAskAhead<T>>();
     else
       both.template operator()<false, 0>();
   }
@@ -235,12 +238,12 @@ class Channels {
                  const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
     const int64_t begin = map_begin(slice), end = map_begin(slice + 1);
     if (by_planes_) {
-      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, ask_ahead_ ? kStreamAhead<T> : 0,
+      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, ask_ahead_ ? kAskAhead<T> : 0,
                                   NoSums{});
     } else {
       ColumnTable<Scalar<T>> k[Map::kCoefficients];
       expand(block, coefficients, k);
-      map_columns<Map, kStream, T>(in, out, columns(block, begin, end), k, ask_ahead_ ? kStreamAhead<T> : 0);
+      map_columns<Map, kStream, T>(in, out, columns(block, begin, end), k, ask_ahead_ ? kAskAhead<T> : 0);
     }
   }
 

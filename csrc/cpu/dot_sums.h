@@ -64,6 +64,10 @@ struct DotMomentSums {
   }
 };
 
+// What mean and variance are summed by first.
+template <class T>
+using FirstMomentSums = std::conditional_t<kDotSums<T>, DotMomentSums, MomentSums<T>>;
+
 // Sums of g, g * x and x.
 struct DotGradientSums {
   static constexpr bool kDot = true;

@@ -43,8 +43,7 @@ struct LayerNormGradients {
       if (near(row)) {
         RunSums<ProductSums<T>, T, decltype(inputs)>(inputs, begin, end, {0}, products).finish();
         const double g = sum(products[0]), about_mean = sum(products[1]) - mean[row] * g;
-        const double least = 0x1p-100 * static_cast<double>(end - begin), size = std::abs(about_mean);
-        if (std::abs(g) > least && size > least && size < 0x1p120) return {g, about_mean * rstd[row], 0};
+        if (products_sound(static_cast<double>(end - begin), g, about_mean)) return {g, about_mean * rstd[row], 0};
       }
     }
     RunSums<GradientSums<T>, T, decltype(inputs)>(inputs, begin, end, {mean[row], rstd[row]}, sums).finish();

@@ -35,15 +35,13 @@ Moments wide_moments_of(const T* x, int64_t count) {
   return moments_from_sums(count, shift, first, second);
 }
 
-// What is summed first, unless elements are few or float64, and what about.
-template <class T>
-using FirstSums = std::conditional_t<kDotSums<T>, DotMomentSums, MomentSums<T>>;
+// What FirstMomentSums are taken about, unless elements are few or float64.
 template <class T>
 Scalar<T> first_shift(const T* x) {
   return kDotSums<T> ? 0 : guess(x);
 }
 
-// Where FirstSums are not sound, or not taken.
+// Where FirstMomentSums are not sound, or not taken.
 template <class T>
 Moments mended_moments_of(const T* x, int64_t count, double eps) {
   if (kDotSums<T> && count >= kFew) {
@@ -58,7 +56,7 @@ template <class T>
 Moments moments_of(const T* x, int64_t count, double eps) {
   if (!kTwoPasses<T> && count >= kFew) {
     const auto shift = first_shift(x);
-    const auto [first, second] = sums_about<FirstSums<T>>(shift, x, count);
+    const auto [first, second] = sums_about<FirstMomentSums<T>>(shift, x, count);
     if (sound<double>(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
   }
   return mended_moments_of(x, count, eps);
@@ -205,7 +203,7 @@ struct LayerNormRows {
         const int64_t count = piece_length(columns, piece);
         Doubles sums[2] = {};
         shift[r] = count < kFew ? S{0} : first_shift(in[0]);
-        RunSums<FirstSums<T>, T, From> run(From(in), 0, count, {static_cast<S>(shift[r])}, sums);
+        RunSums<FirstMomentSums<T>, T, From> run(From(in), 0, count, {static_cast<S>(shift[r])}, sums);
         beside(r, piece, run);
         run.finish();
         first[r] = sum(sums[0]);
@@ -263,8 +261,9 @@ struct LayerNormRows {
     const auto normalize_piece = [&](int64_t r, int64_t piece, auto& sums) NORMEXT_INLINE {
       normalize_row(r, piece * kPiece, piece * kPiece + piece_length(columns, piece), sums);
     };
+    const auto nothing = [](auto&&...) {};
     begin_at(*group, begin);
-    statistics<0>(*group, [](auto&&...) {});
+    statistics<0>(*group, nothing);
     while (group->count > 0) {
       for (int64_t r = 0; r < kRowsTogether; ++r) rstds[r] = reciprocal_std(group->vars[r], eps);
       for (int64_t r = 0; r < group->count; ++r) {
@@ -272,9 +271,9 @@ struct LayerNormRows {
         rstd[group->first + r] = static_cast<S>(rstds[r]);
       }
       begin_at(*next, group->first + group->count);
-      if (along) statistics<kStreamAhead<T>>(*next, normalize_piece);
+      if (along) statistics<kAskAhead<T>>(*next, normalize_piece);
       for (int64_t r = along ? next->count : 0; r < group->count; ++r) normalize_row(r, 0, columns, NoSteps{});
-      if (!along) statistics<0>(*next, [](auto&&...) {});
+      if (!along) statistics<0>(*next, nothing);
       if (staged) stage.stream_to(output + group->first * columns, group->count * columns);
       std::swap(group, next);
     }

@@ -80,10 +80,11 @@ inline void end_of_stream() {
 #endif
 }
 
-// So far ahead, in elements, does an op that streams ask for its inputs where it passes over them once: streamed lines
-// and lines that are missing wait in the same few buffers, and the hardware does not look beyond a page of memory.
+// So far ahead, in elements, does an op on more than the second-level caches hold ask for its inputs where it passes
+// over them: streamed lines and lines that are missing wait in the same few buffers, and the hardware does not look
+// beyond a page of memory.
 template <class T>
-constexpr int64_t kStreamAhead = 2048 / sizeof(T);
+constexpr int64_t kAskAhead = 2048 / sizeof(T);
 
 // ------------------------------------------------------------------------------------------------ parts of vectors
 // By halves, quarters and so on of a vector: a few moves of fixed sizes.

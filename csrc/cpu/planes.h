@@ -72,7 +72,7 @@ struct NoSums {
 };
 
 // out = Map::apply(in, coefficients), element by element. If `ahead` is not 0, it asks for what lies so many elements
-// ahead. `next` are other runs' sums to go along with it.
+// ahead. `next_sums`, NextSums or NoSums, go along with it.
 template <class Map, bool kStream, class T, class Next>
 void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
                 const Scalar<T>* const (&coefficients)[Map::kCoefficients], int64_t ahead, const Next& next_sums) {

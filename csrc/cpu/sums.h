@@ -170,6 +170,12 @@ struct ProductSums {
   }
 };
 
+// Whether sums of g and, about the mean, of g * x are far above products that float32 has not, and below its limit.
+inline bool products_sound(double count, double g, double g_about_mean) {
+  const double least = 0x1p-100 * count, size = std::abs(g_about_mean);
+  return (std::abs(g) > least) & (size > least) & (size < 0x1p120);
+}
+
 struct Gradients {
   double g = 0, g_xhat = 0, xhat = 0;
 
