@@ -61,7 +61,8 @@ class ChannelArrays {
   Scratch<Number> numbers_;
 };
 
-// Loops over channels are plain, and g++ makes vector code of them.
+// Loops over channels are plain, and g++ makes vector code of them: `ivdep` says that arrays do not overlap where they
+// are too many for it to find out.
 template <class T, class P>
 void forward(const BatchNormForward& op, int threads) {
   using S = Scalar<T>;
@@ -76,8 +77,7 @@ void forward(const BatchNormForward& op, int threads) {
   const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
   const ChannelArrays<S, 1> shifts(partials);
   const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
-  const ChannelArrays<S, 7> coefficients(all);    // of Normalize, shift near zero, whether it is far; weight and bias
-  const ChannelArrays<double, 3> moments(all);    // mean, variance, rstd
+  const ChannelArrays<S, 5> coefficients(all);    // of Normalize, shift near zero, whether it is far
 
   // What FirstMomentSums are taken about, for all of a slice's channels.
   const auto few = [&](int64_t slice) { return kTwoPasses<T> || channels.count(slice) < kFew; };
@@ -121,44 +121,49 @@ void forward(const BatchNormForward& op, int threads) {
     mend(block, slice, true);
   };
   const auto finish = [&](int64_t begin, int64_t end) {
-    double *const m = moments[0], *const v = moments[1], *const r = moments[2];
-    S *const high = coefficients[0], *const scale = coefficients[1], *const shift = coefficients[2];
-    S *const near_shift = coefficients[3], *const far = coefficients[4];
-    S *const w = coefficients[5], *const b = coefficients[6];
+    const int64_t size = end - begin;
+    S weights[kFinishedAtOnce], biases[kFinishedAtOnce];
+    double means[kFinishedAtOnce], variances[kFinishedAtOnce];
     if (running_mean) {
-      load_array(running_mean + begin, end - begin, 0, w + begin);
-      load_array(running_var + begin, end - begin, 0, b + begin);
-      for (int64_t c = begin; c < end; ++c) m[c] = w[c], v[c] = b[c];
+      load_array(running_mean + begin, size, 0, weights);
+      load_array(running_var + begin, size, 0, biases);
+      for (int64_t i = 0; i < size; ++i) means[i] = weights[i], variances[i] = biases[i];
     } else {
-      std::fill(m + begin, m + end, 0);
-      std::fill(v + begin, v + end, 0);
+      std::fill_n(means, size, 0);
+      std::fill_n(variances, size, 0);
       double count = 0;
       for (int64_t slice = 0; slice < channels.slices(); ++slice) {
         const double more = channels.count(slice);
-        const S* const shift = shifts[0] + slice * all;
-        const double *const first = sums[0] + slice * all, *const second = sums[1] + slice * all;
-        for (int64_t c = begin; c < end; ++c) {
-          Moments total{count, m[c], v[c]};
-          total += moments_from_sums(more, shift[c], first[c], second[c]);
-          m[c] = total.mean;
-          v[c] = total.m2;
+        const int64_t offset = slice * all + begin;
+        const S* const about = shifts[0] + offset;
+        const double *const first = sums[0] + offset, *const second = sums[1] + offset;
+        for (int64_t i = 0; i < size; ++i) {
+          Moments total{count, means[i], variances[i]};
+          total += moments_from_sums(more, about[i], first[i], second[i]);
+          means[i] = total.mean;
+          variances[i] = total.m2;
         }
         count += more;
       }
-      for (int64_t c = begin; c < end; ++c) v[c] /= count;
-      for (int64_t c = begin; c < end; ++c) var[c] = static_cast<S>(v[c]);
+      for (int64_t i = 0; i < size; ++i) variances[i] /= count;
+      for (int64_t i = 0; i < size; ++i) var[begin + i] = static_cast<S>(variances[i]);
     }
-    load_array(weight ? weight + begin : nullptr, end - begin, 1, w + begin);
-    load_array(bias ? bias + begin : nullptr, end - begin, 0, b + begin);
-    for (int64_t c = begin; c < end; ++c) r[c] = reciprocal_std(v[c], eps);
-    for (int64_t c = begin; c < end; ++c) {
-      high[c] = mean[c] = static_cast<S>(m[c]);
-      rstd[c] = static_cast<S>(r[c]);
-      const double factor = r[c] * w[c], low = std::isinf(m[c]) ? 0 : m[c] - high[c];
-      scale[c] = static_cast<S>(factor);
-      shift[c] = static_cast<S>(b[c] - low * factor);
-      near_shift[c] = static_cast<S>(b[c] - m[c] * factor);
-      far[c] = near_zero(m[c], r[c]) ? 0 : 1;
+    load_array(weight ? weight + begin : nullptr, size, 1, weights);
+    load_array(bias ? bias + begin : nullptr, size, 0, biases);
+    S *const m = mean + begin, *const r = rstd + begin;
+    S *const high = coefficients[0] + begin, *const scale = coefficients[1] + begin;
+    S *const shift = coefficients[2] + begin, *const near_shift = coefficients[3] + begin;
+    S* const far = coefficients[4] + begin;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) {
+      const double exact_mean = means[i], exact_rstd = reciprocal_std(variances[i], eps);
+      high[i] = m[i] = static_cast<S>(exact_mean);
+      r[i] = static_cast<S>(exact_rstd);
+      const double factor = exact_rstd * weights[i], low = std::isinf(exact_mean) ? 0 : exact_mean - high[i];
+      scale[i] = static_cast<S>(factor);
+      shift[i] = static_cast<S>(biases[i] - low * factor);
+      near_shift[i] = static_cast<S>(biases[i] - exact_mean * factor);
+      far[i] = near_zero(exact_mean, exact_rstd) ? 0 : 1;
     }
   };
   T* const y = static_cast<T*>(op.output);
@@ -202,8 +207,7 @@ void backward(const BatchNormBackward& op, int threads) {
   const int64_t all = op.shape.channels;
   const double count = static_cast<double>(op.shape.batch * op.shape.plane);
   const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);  // of GradientSums
-  // scale, slope, level; slope and level near zero, whether it is far; then the gradients of weight and bias
-  const ChannelArrays<S, 8> coefficients(all);
+  const ChannelArrays<S, 6> coefficients(all);  // scale, slope, level; slope and level near zero, whether it is far
 
   // Whether sums by dot products may do: the mean is near zero in units of the deviation, as in sound(). (In evaluation
   // the deviation is a given number, and says nothing of x.)
@@ -241,35 +245,42 @@ void backward(const BatchNormBackward& op, int threads) {
     sum.template operator()<GradientSums<T>>(block, slice);
   };
   const auto finish = [&](int64_t begin, int64_t end) {
-    S *const scale = coefficients[0], *const slope = coefficients[1], *const level = coefficients[2];
-    S *const near_slope = coefficients[3], *const near_level = coefficients[4], *const far = coefficients[5];
-    S *const dw = coefficients[6], *const db = coefficients[7];
-    load_array(weight ? weight + begin : nullptr, end - begin, 1, scale + begin);
-    for (int64_t c = begin; c < end; ++c)
-      scale[c] = static_cast<S>(static_cast<double>(rstd[c]) * static_cast<double>(scale[c]));
+    const int64_t size = end - begin;
+    const S *const m = mean + begin, *const r = rstd + begin;
+    S* const scale = coefficients[0] + begin;
+    load_array(weight ? weight + begin : nullptr, size, 1, scale);
+    for (int64_t i = 0; i < size; ++i)
+      scale[i] = static_cast<S>(static_cast<double>(r[i]) * static_cast<double>(scale[i]));
     if (!sums_needed) return;
+    double *const g = sums[0] + begin, *const g_xhat = sums[1] + begin, *const xhat = sums[2] + begin;
     for (int64_t slice = 1; slice < channels.slices(); ++slice)
-      for (int i = 0; i < 3; ++i)
-        for (int64_t c = begin; c < end; ++c) sums[i][c] += sums[i][slice * all + c];
-    for (int64_t c = begin; c < end; ++c) {
-      const Gradients total{sums[0][c], sums[1][c], sums[2][c]};
-      // In evaluation the mean is a given number, not the data's: nothing to correct.
-      const double offset = op.training ? total.offset(count) : 0;
-      const double g_xhat = op.training ? total.corrected(count) : total.g_xhat;
-      dw[c] = static_cast<S>(g_xhat);
-      db[c] = static_cast<S>(total.g);
-      const double exact_slope = -g_xhat / count, exact_level = (offset * g_xhat - total.g) / count;
-      slope[c] = static_cast<S>(exact_slope);
-      level[c] = static_cast<S>(exact_level);
-      const double near = exact_slope * rstd[c] * scale[c], size = std::abs(near);
-      near_slope[c] = static_cast<S>(near);
-      near_level[c] = static_cast<S>(exact_level * scale[c] - mean[c] * near);
+      for (double* const total : {g, g_xhat, xhat})
+        for (int64_t i = 0; i < size; ++i) total[i] += total[slice * all + i];
+    // In evaluation the mean is a given number, not the data's: nothing to correct.
+    if (!op.training) std::fill_n(xhat, size, 0);
+    S dw[kFinishedAtOnce], db[kFinishedAtOnce];
+    S *const slope = coefficients[1] + begin, *const level = coefficients[2] + begin;
+    S *const near_slope = coefficients[3] + begin, *const near_level = coefficients[4] + begin;
+    S* const far = coefficients[5] + begin;
+    const double n = count;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) {
+      const Gradients total{g[i], g_xhat[i], xhat[i]};
+      const double offset = total.offset(n), corrected = total.corrected(n);
+      dw[i] = static_cast<S>(corrected);
+      db[i] = static_cast<S>(total.g);
+      const double exact_slope = -corrected / n, exact_level = (offset * corrected - total.g) / n;
+      slope[i] = static_cast<S>(exact_slope);
+      level[i] = static_cast<S>(exact_level);
+      const double near = exact_slope * r[i] * scale[i], size = std::abs(near);
+      near_slope[i] = static_cast<S>(near);
+      near_level[i] = static_cast<S>(exact_level * scale[i] - m[i] * near);
       // What is multiplied out must not leave float32, as it does for deviations of 1e30.
       const bool in_range = (size > 0x1p-100) & (size < 0x1p100);
-      far[c] = near_zero(mean[c], rstd[c]) & (in_range | (near == 0)) ? 0 : 1;
+      far[i] = near_zero(m[i], r[i]) & (in_range | (near == 0)) ? 0 : 1;
     }
-    store_array(dw + begin, end - begin, grad_weight ? grad_weight + begin : nullptr);
-    store_array(db + begin, end - begin, grad_bias ? grad_bias + begin : nullptr);
+    store_array(dw, size, grad_weight ? grad_weight + begin : nullptr);
+    store_array(db, size, grad_bias ? grad_bias + begin : nullptr);
   };
   const auto is_near = [&](int64_t block) { return channels.none(block, coefficients[5]); };
   const auto map = [&](int64_t block, int64_t slice) {
@@ -304,16 +315,21 @@ void backward(const BatchNormBackward& op, int threads) {
 
 template <class P>
 void update(const BatchNormUpdate& op) {
-  const auto *mean = static_cast<const Scalar<P>*>(op.mean), *var = static_cast<const Scalar<P>*>(op.var);
-  P *running_mean = static_cast<P*>(op.running_mean), *running_var = static_cast<P*>(op.running_var);
   const double unbiased = static_cast<double>(op.count) / static_cast<double>(op.count - 1);
-  const auto blend = [&](P* running, double batch) {
-    store_one(running, (1 - op.momentum) * load_one(running) + op.momentum * batch);
+  const auto blend = [&](void* running_values, const void* batch_values, double factor) {
+    if (!running_values) return;
+    auto* const running = static_cast<P*>(running_values);
+    const auto* const batch = static_cast<const Scalar<P>*>(batch_values);
+    const Doubles old_weight = broadcast(1 - op.momentum), new_weight = broadcast(op.momentum);
+    for_vectors_once(0, op.channels, [&](int64_t at, int64_t count) {
+      const Doubles old_value = widen(load(running + at, count)), new_value = widen(load(batch + at, count));
+      Vector<P> blended;
+      narrow(old_weight * old_value + new_weight * (new_value * broadcast(factor)), blended);
+      store(running + at, blended, count);
+    });
   };
-  for (int64_t channel = 0; channel < op.channels; ++channel) {
-    if (running_mean) blend(running_mean + channel, mean[channel]);
-    if (running_var) blend(running_var + channel, var[channel] * unbiased);
-  }
+  blend(op.running_mean, op.mean, 1);
+  blend(op.running_var, op.var, unbiased);
 }
 
 template <>

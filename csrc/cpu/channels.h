@@ -19,6 +19,8 @@ constexpr int64_t kNarrow = 256;        // columns; narrower matrices get severa
 constexpr int64_t kRowsInOrder = 64;    // rows of several blocks, mapped block by block before the next ones
 constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut between threads
 constexpr int64_t kCachedElements = kCached / 8;
+constexpr int64_t kFinishedAtOnce = 128;     // channels
+constexpr int64_t kElementsPerFinish = 16;   // as much work as a channel to finish
 
 constexpr int64_t kShortPlane = 4 * kLanes;
 
@@ -58,7 +60,10 @@ class Channels {
       block_channels_ = std::min(channels_, columns_at_once() / plane_);
     }
     const auto blocks = [&] { return (channels_ + block_channels_ - 1) / block_channels_; };
-    block_channels_ = (channels_ + blocks() - 1) / blocks();  // so that the last is as large as the others
+    if (blocks() > 1) {  // as many for each thread, all of a size
+      const int64_t even = (blocks() + threads_ - 1) / threads_ * threads_;
+      block_channels_ = (channels_ + even - 1) / even;
+    }
     if (plane_ == 1) block_channels_ = std::min(channels_, (block_channels_ + kLanes - 1) / kLanes * kLanes);
     blocks_ = blocks();
     const bool balanced = blocks_ >= 4 * threads_ || blocks_ % threads_ == 0;
@@ -93,13 +98,17 @@ class Channels {
   }
   int64_t first_element(int64_t channel) const { return channel * plane_; }
 
-  // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, then
+  // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, few at a time,
+  // then
   // map(block, slice) for all, with slices of its own. A block that is not sliced goes through all three while its data
   // is in cache, as does one that all threads share; if they are planes, map_and_reduce(block, slice) maps it and sums
   // the next one.
   template <class Reduce, class Finish, class Map, class MapAndReduce>
   void run(const Reduce& reduce, const Finish& finish, const Map& map, const MapAndReduce& map_and_reduce) const {
-    const auto finish_block = [&](int64_t block) { finish(channel_begin(block), channel_begin(block + 1)); };
+    const auto finish_all = [&](int64_t begin, int64_t end, int = 0) {
+      for (; begin < end; begin += kFinishedAtOnce) finish(begin, std::min(end, begin + kFinishedAtOnce));
+    };
+    const auto finish_block = [&](int64_t block) { finish_all(channel_begin(block), channel_begin(block + 1)); };
     if (slices_ == 1) {
       parallel_for(blocks_, threads_, [&](int64_t begin, int64_t end, int) {
         const bool along = sums_ && by_planes_;
@@ -136,8 +145,7 @@ class Channels {
       return;
     }
     if (sums_) for_slices(blocks_, slices_, false, reduce);
-    parallel_for(channels_, threads_for(channels_ * slices_, threads_),
-                 [&](int64_t begin, int64_t end, int) { finish(begin, end); });
+    parallel_for(channels_, threads_for(channels_ * slices_ * kElementsPerFinish, threads_), finish_all);
     // What was summed last is in cache, and is mapped first: in slices small enough for that.
     for_slices(blocks_, map_slices_, sums_, map);
   }
@@ -165,10 +173,10 @@ class Channels {
     ColumnTable<double> sums[2];
     clear(block, shift);
     clear(block, sums);
-    for (int64_t i = 0; i < samples; ++i) {
-      const int64_t row = begin + whole * i / samples;
-      reduce_columns<WideMomentSums<T>, T>({x}, columns(block, row, row + 1), shift, sums);
-    }
+    ColumnBlock rows = columns(block, 0, samples);  // of a matrix with whole / samples rows in each of its own
+    rows.width *= whole / samples;
+    rows.total = samples * rows.width;
+    reduce_columns<WideMomentSums<T>, T>({x + begin * width_}, rows, shift, sums);
     collect(block, sums[0], [&](int64_t channel, double total) {
       values[channel] = static_cast<Scalar<T>>(total / static_cast<double>(samples * own));
     });

@@ -157,13 +157,4 @@ Scalar<T> load_one(const T* p) {
   }
 }
 
-template <class T>
-void store_one(T* p, double x) {
-  if constexpr (sizeof(T) == 2) {
-    store_part(p, broadcast(static_cast<float>(x)), 1);
-  } else {
-    *p = static_cast<T>(x);
-  }
-}
-
 }  // namespace normext::cpu::NORMEXT_ISA

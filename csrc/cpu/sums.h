@@ -120,9 +120,9 @@ constexpr double kFew = 16;
 // beside eps. Not so if there is a NaN.
 template <class D>
 auto sound(double count, D first, D second, double eps) {
-  const D offset = first / count, variance = second / count - offset * offset;
+  const D offset = first * first, variance = count * second - offset;  // both times count^2
   const double allowed = count < 4 * kFew ? count / kFew : 4;
-  return (offset * offset <= allowed * variance) & (variance + eps > 0x1p-90) & (second < 0x1p120);
+  return (offset <= allowed * variance) & (variance > (0x1p-90 - eps) * (count * count)) & (second < 0x1p120);
 }
 
 // ------------------------------------------------------------------------------------------------ gradients
