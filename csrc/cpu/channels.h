@@ -22,11 +22,12 @@ constexpr int64_t kCachedElements = kCached / 8;
 constexpr int64_t kFinishedAtOnce = 128;     // channels
 constexpr int64_t kElementsPerFinish = 16;   // as much work as a channel to finish
 
-constexpr int64_t kShortPlane = 4 * kLanes;
-
 // Elements; shorter planes are walked as columns. Sums by columns take no sum of lanes, but tables of coefficients and
-// totals, which few samples do not pay for.
-inline int64_t shortest_plane(int64_t batch, bool sums) { return sums && batch >= 16 ? kShortPlane : kShortPlane / 2; }
+// totals, which few samples do not pay for, and least of all where a sample's elements, of all inputs, are `bytes` large.
+inline int64_t shortest_plane(int64_t batch, int64_t bytes, bool sums) {
+  if (!sums || batch < 16) return 2 * kLanes;
+  return bytes <= 4 && batch >= 8 * bytes ? 7 * kLanes : 4 * kLanes;
+}
 
 class Channels {
  public:
@@ -37,11 +38,10 @@ class Channels {
       : channels_(shape.channels),
         total_(shape.batch * shape.channels * shape.plane),
         plane_(shape.channels_last ? 1 : shape.plane),
-        by_planes_(plane_ >= shortest_plane(shape.batch, sums)),
+        by_planes_(plane_ >= shortest_plane(shape.batch, inputs * element_bytes, sums)),
         sums_(sums),
         threads_(threads_for(total_, threads)),
-        stream_(should_stream((inputs + 1) * total_ * element_bytes, threads_, sums) &&
-                !(by_planes_ && plane_ < kShortPlane)),  // they are mostly parts of lines
+        stream_(should_stream((inputs + 1) * total_ * element_bytes, threads_, sums)),
         ask_ahead_(sums ? should_ask_ahead((inputs + 1) * total_ * element_bytes) : stream_) {
     if (by_planes_) {
       pieces_ = (plane_ + kPlanePiece - 1) / kPlanePiece;

@@ -17,13 +17,18 @@ struct PlaneBlock {
     return (u / pieces * channels + c) * plane + plane * (u % pieces) / pieces;
   }
 
-  // Calls f(channel, begin, end) for each run of elements of a channel.
+  // Calls f(channel, begin, end, next) for each run of elements of a channel: `next` is the channel whose run, the next
+  // one, begins where this one ends, or -1.
   template <class F>
   NORMEXT_INLINE void for_runs(const F& f) const {
     for (int64_t u = unit; u < unit_end; ++u) {
       const int64_t piece = u % pieces, length = plane * (piece + 1) / pieces - plane * piece / pieces;
+      const bool in_order = channel_end - channel == channels && u + 1 < unit_end;
       int64_t begin = run_begin(u, channel);
-      for (int64_t c = channel; c < channel_end; ++c, begin += plane) f(c, begin, begin + length);
+      for (int64_t c = channel; c < channel_end; ++c, begin += plane) {
+        const int64_t next = c + 1 < channel_end ? c + 1 : in_order ? channel : -1;
+        f(c, begin, begin + length, pieces == 1 ? next : -1);
+      }
     }
   }
 };
@@ -50,7 +55,7 @@ struct PlaneSums {
     return RunSums<Sum, T, From>(From(in), begin, end, k, totals[channel - block.channel]);
   }
   void add_all() {
-    block.for_runs([&](int64_t channel, int64_t begin, int64_t end)
+    block.for_runs([&](int64_t channel, int64_t begin, int64_t end, int64_t)
                        NORMEXT_INLINE { run(channel, begin, end).finish(); });
   }
 };
@@ -72,48 +77,39 @@ struct NoSums {
 };
 
 // out = Map::apply(in, coefficients), element by element. If `ahead` is not 0, it asks for what lies so many elements
-// ahead. `next_sums`, NextSums or NoSums, go along with it.
+// ahead. `next_sums`, NextSums or NoSums, go along with it. A line that two runs share is written once, with the
+// coefficients of both.
 template <class Map, bool kStream, class T, class Next>
 void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
                 const Scalar<T>* const (&coefficients)[Map::kCoefficients], int64_t ahead, const Next& next_sums) {
-  // Elements [begin, end) of a channel go to `to` and what follows it.
-  const auto map = [&]<bool kStreamNow>(int64_t channel, int64_t begin, int64_t end, T* to) NORMEXT_INLINE {
-    const Inputs<T, Map::kInputs> inputs(in);
-    Vector<T> k[Map::kCoefficients];
+  constexpr int64_t kLine = kLineVectors<T> * kLanes;
+  const Inputs<T, Map::kInputs> inputs(in);
+  const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
+    if (ahead) inputs.prefetch(at + ahead);
+  };
+  int64_t written = 0;  // where the line ends that the run before shares with this one
+  block.for_runs([&](int64_t channel, int64_t begin, int64_t end, int64_t next) NORMEXT_INLINE {
+    Vector<T> k[Map::kCoefficients], next_k[Map::kCoefficients];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
     const auto apply = [&](int64_t at, int64_t count) NORMEXT_INLINE {
       Vector<T> x[Map::kInputs];
-      inputs(begin + at, count, x);
+      inputs(at, count, x);
       return Map::apply(x, k);
     };
-    const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
-      if (ahead) inputs.prefetch(begin + at + ahead);
+    const auto apply_both = [&](int64_t at, int64_t count) NORMEXT_INLINE {
+      Vector<T> x[Map::kInputs], both[Map::kCoefficients];
+      inputs(at, count, x);
+      for (int i = 0; i < Map::kCoefficients; ++i) both[i] = blend(k[i], next_k[i], end - at);
+      return Map::apply(x, both);
     };
-    map_vectors<kStreamNow>(to, 0, end - begin, apply, ask_ahead, next_sums.run(channel, begin, end));
-  };
-  // In the order of memory neighbours come at once, and lines that they share are whole again in the cache.
-  const bool in_order = block.channel_end - block.channel == block.channels;
-  const bool shorter = block.plane < kStep;  // longer ones: 0.86 to 1.0 times
-  if (kStream && !in_order && shorter && should_stage(out, block.plane * static_cast<int64_t>(sizeof(T)))) {
-    Stage<T> stage;
-    int64_t first = 0, next = 0;  // what the stage holds
-    const auto empty = [&] {
-      stage.stream_to(out + first, next - first);
-      first = next;
-    };
-    block.for_runs([&](int64_t channel, int64_t begin, int64_t end) NORMEXT_INLINE {
-      if (begin != next || end - first > stage.kSize) {
-        empty();
-        first = begin;
-      }
-      map.template operator()<false>(channel, begin, end, stage.at + (begin - first));
-      next = end;
-    });
-    empty();
-    return;
-  }
-  block.for_runs([&](int64_t channel, int64_t begin, int64_t end)
-                     NORMEXT_INLINE { map.template operator()<kStream>(channel, begin, end, out + begin); });
+    const int64_t beyond_line = reinterpret_cast<uintptr_t>(out + end) % 64 / sizeof(T);
+    const int64_t own_end = next >= 0 && block.plane >= kLine ? end - beyond_line : end;
+    map_vectors<kStream>(out, std::max(begin, written), own_end, apply, ask_ahead, next_sums.run(channel, begin, end));
+    if (own_end == end) return;
+    for (int i = 0; i < Map::kCoefficients; ++i) next_k[i] = broadcast(coefficients[i][next]);
+    written = own_end + kLine;
+    map_vectors<kStream>(out, own_end, written, apply_both, ask_ahead);
+  });
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -4,6 +4,7 @@
 // is no operator. Compiled once per instruction set, everything in its own namespace: were two sets to share an inline
 // function, the linker would keep one, and run AVX-512 where there is none.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -174,6 +175,21 @@ inline Doubles keep_lanes(Doubles x, int64_t begin, int64_t end) {
   const Longs high = low + kLanes / 2;
   return {(Doubles::Half)((Longs)x.low & ((low >= begin) & (low < end))),
           (Doubles::Half)((Longs)x.high & ((high >= begin) & (high < end)))};
+}
+
+// Lanes before `lane`, which need not be one, are a's, and the others b's.
+inline Floats blend(Floats a, Floats b, int64_t lane) {
+#if defined(__AVX512F__)
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(0xffff << std::clamp<int64_t>(lane, 0, kLanes)), a, b);
+#else
+  return lane_bits(lane, kLanes) ? b : a;
+#endif
+}
+inline Doubles blend(Doubles a, Doubles b, int64_t lane) {
+  typedef int64_t Longs __attribute__((vector_size(kVectorBytes)));
+  Longs low;
+  for (int i = 0; i < kLanes / 2; ++i) low[i] = i;
+  return {low >= lane ? b.low : a.low, low + kLanes / 2 >= lane ? b.high : a.high};
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

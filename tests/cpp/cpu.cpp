@@ -49,7 +49,9 @@ constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
     {1, 1, 20000}, {2, 3, 2731}, {17001, 1, 1}, {1, 1, 70000}, {1, 17001, 1}, {1, 2, 20000}, {1, 3, 8193},
     {1000, 17, 1}, {250, 72, 1}, {70, 300, 1}, {6, 67, 49}, {1100, 5, 3}, {2, 70, 200}, {4500, 3, 5},
     // channels that threads share, wide rows of several blocks, blocks of a few short planes
-    {4, 2, 34000}, {40, 2100, 1}, {19, 11, 300}};
+    {4, 2, 34000}, {40, 2100, 1}, {19, 11, 300},
+    // planes that share lines, in blocks of several, and planes walked as columns or not by the number of samples
+    {3, 40, 113}, {2, 24, 1000}, {17, 3, 100}, {33, 3, 100}, {33, 3, 64}};
 // clang-format on
 
 }  // namespace
