@@ -23,6 +23,9 @@ inline bool should_ask_ahead(int64_t bytes) { return bytes > 16 * kCached; }
 constexpr int64_t kMostColumns = 2048;
 int64_t columns_at_once();
 
+// Whether planes of up to seven vectors, and not of four only, are better walked as columns where samples are many.
+bool should_take_columns();
+
 // Whether to ask for the rows that follow in memory while those at hand go through their last pass.
 bool should_fetch_rows(int64_t rows_bytes);
 

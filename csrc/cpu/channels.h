@@ -19,14 +19,15 @@ constexpr int64_t kNarrow = 256;        // columns; narrower matrices get severa
 constexpr int64_t kRowsInOrder = 64;    // rows of several blocks, mapped block by block before the next ones
 constexpr int64_t kPlanePiece = 16384;  // elements; longer planes can be cut between threads
 constexpr int64_t kCachedElements = kCached / 8;
-constexpr int64_t kFinishedAtOnce = 128;     // channels
-constexpr int64_t kElementsPerFinish = 16;   // as much work as a channel to finish
+constexpr int64_t kFinishedAtOnce = 128;    // channels
+constexpr int64_t kElementsPerFinish = 16;  // as much work as a channel to finish
 
 // Elements; shorter planes are walked as columns. Sums by columns take no sum of lanes, but tables of coefficients and
-// totals, which few samples do not pay for, and least of all where a sample's elements, of all inputs, are `bytes` large.
+// totals, which few samples do not pay for, and least of all where a sample's elements, of all inputs, are `bytes`
+// large.
 inline int64_t shortest_plane(int64_t batch, int64_t bytes, bool sums) {
   if (!sums || batch < 16) return 2 * kLanes;
-  return bytes <= 4 && batch >= 8 * bytes ? 7 * kLanes : 4 * kLanes;
+  return should_take_columns() && bytes <= 4 && batch >= 8 * bytes ? 7 * kLanes : 4 * kLanes;
 }
 
 class Channels {
@@ -98,11 +99,10 @@ class Channels {
   }
   int64_t first_element(int64_t channel) const { return channel * plane_; }
 
-  // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, few at a time,
-  // then
-  // map(block, slice) for all, with slices of its own. A block that is not sliced goes through all three while its data
-  // is in cache, as does one that all threads share; if they are planes, map_and_reduce(block, slice) maps it and sums
-  // the next one.
+  // reduce(block, slice) for all if there is something to sum, then finish(channel, channel_end) for all, few at a
+  // time, then map(block, slice) for all, with slices of its own. A block that is not sliced goes through all three
+  // while its data is in cache, as does one that all threads share; if they are planes, map_and_reduce(block, slice)
+  // maps it and sums the next one.
   template <class Reduce, class Finish, class Map, class MapAndReduce>
   void run(const Reduce& reduce, const Finish& finish, const Map& map, const MapAndReduce& map_and_reduce) const {
     const auto finish_all = [&](int64_t begin, int64_t end, int = 0) {

@@ -52,16 +52,6 @@ Moments mended_moments_of(const T* x, int64_t count, double eps) {
   return wide_moments_of(x, count);
 }
 
-template <class T>
-Moments moments_of(const T* x, int64_t count, double eps) {
-  if (!kTwoPasses<T> && count >= kFew) {
-    const auto shift = first_shift(x);
-    const auto [first, second] = sums_about<FirstMomentSums<T>>(shift, x, count);
-    if (sound<double>(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
-  }
-  return mended_moments_of(x, count, eps);
-}
-
 template <class T, class P>
 struct LayerNormRows {
   using S = Scalar<T>;
@@ -85,8 +75,25 @@ struct LayerNormRows {
         columns(op.columns),
         eps(op.eps) {}
 
-  Moments piece_moments(int64_t row, int64_t piece) const {
-    return moments_of(input + row * columns + piece * kPiece, piece_length(columns, piece), eps);
+  // Of one piece of a row. beside(sums) may go along with its sums. kAhead as in Inputs.
+  template <int64_t kAhead, class F>
+  Moments piece_moments(int64_t row, int64_t piece, const F& beside) const {
+    const T* const in[1] = {input + row * columns + piece * kPiece};
+    const int64_t count = piece_length(columns, piece);
+    if (kTwoPasses<T> || count < kFew) {
+      NoSteps none;
+      beside(none);
+      return mended_moments_of(in[0], count, eps);
+    }
+    using From = Inputs<T, 1, kAhead>;
+    const auto shift = first_shift(in[0]);
+    Doubles sums[2] = {};
+    RunSums<FirstMomentSums<T>, T, From> run(From(in), 0, count, {shift}, sums);
+    beside(run);
+    run.finish();
+    const double first = sum(sums[0]), second = sum(sums[1]);
+    return sound<double>(count, first, second, eps) ? moments_from_sums(count, shift, first, second)
+                                                    : mended_moments_of(in[0], count, eps);
   }
 
   // Columns [begin, end) of a row's output, xhat(x) * weight + bias, where the row's output begins at `to`. If `ahead`
@@ -189,46 +196,39 @@ struct LayerNormRows {
     settle(group, shift, first, second);
   }
 
-  // Of rows that take several short sums. beside(r, piece, sums) may go along with a piece's sums, of row r of the
-  // group.
+  // Of rows that take several short sums. beside(r, sums) may go along with those of row r of the group.
   template <int64_t kAhead, class F>
   void long_rows_statistics(Rows& group, const F& beside) const {
     using From = Inputs<T, 1, kAhead>;
     double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
-    const int64_t pieces = pieces_of(columns);
-    Moments moments;
     for (int64_t r = 0; r < group.count; ++r) {
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const T* const in[1] = {input + (group.first + r) * columns + piece * kPiece};
-        const int64_t count = piece_length(columns, piece);
-        Doubles sums[2] = {};
-        shift[r] = count < kFew ? S{0} : first_shift(in[0]);
-        RunSums<FirstMomentSums<T>, T, From> run(From(in), 0, count, {static_cast<S>(shift[r])}, sums);
-        beside(r, piece, run);
-        run.finish();
-        first[r] = sum(sums[0]);
-        second[r] = sum(sums[1]);
-        if (pieces == 1) continue;
-        const bool is_sound = count >= kFew && sound<double>(count, first[r], second[r], eps);
-        moments +=
-            is_sound ? moments_from_sums(count, shift[r], first[r], second[r]) : mended_moments_of(in[0], count, eps);
-      }
+      const T* const in[1] = {input + (group.first + r) * columns};
+      Doubles sums[2] = {};
+      shift[r] = first_shift(in[0]);
+      RunSums<FirstMomentSums<T>, T, From> run(From(in), 0, columns, {static_cast<S>(shift[r])}, sums);
+      beside(r, run);
+      run.finish();
+      first[r] = sum(sums[0]);
+      second[r] = sum(sums[1]);
     }
-    if (pieces == 1) return settle(group, shift, first, second);
-    group.means[0] = moments.mean;
-    group.vars[0] = moments.variance();
+    settle(group, shift, first, second);
   }
 
-  // `beside` as above, of rows that take several short sums.
+  // beside(r, piece, sums) may go along with the sums of a piece of row r of the group, if rows take several short
+  // sums.
   template <int64_t kAhead, class F>
   void statistics(Rows& group, const F& beside) const {
+    const int64_t pieces = pieces_of(columns);
     if constexpr (!kTwoPasses<T>) {
-      if (columns > kShort * kLanes) return long_rows_statistics<kAhead>(group, beside);
-      if (columns >= kFew) return short_rows_statistics(group);
+      if (columns > kShort * kLanes && pieces == 1)
+        return long_rows_statistics<kAhead>(group, [&](int64_t r, auto& sums) NORMEXT_INLINE { beside(r, 0, sums); });
+      if (columns >= kFew && pieces == 1) return short_rows_statistics(group);
     }
     for (int64_t r = 0; r < group.count; ++r) {
       Moments moments;
-      for (int64_t piece = 0; piece < pieces_of(columns); ++piece) moments += piece_moments(group.first + r, piece);
+      for (int64_t piece = 0; piece < pieces; ++piece)
+        moments +=
+            piece_moments<kAhead>(group.first + r, piece, [&](auto& sums) NORMEXT_INLINE { beside(r, piece, sums); });
       group.means[r] = moments.mean;
       group.vars[r] = moments.variance();
     }
@@ -286,34 +286,60 @@ struct LayerNormRows {
     parallel_for(rows, threads, [&](int64_t begin, int64_t end, int) { normalize_rows<kStream>(begin, end, staged); });
   }
 
-  // Threads share each row by columns.
+  // Threads share each row by columns, and find theirs of the weight and the bias in cache from row to row. While a row
+  // is normalized, or some short ones, the next one is summed.
+  template <bool kStream>
   void by_columns(int threads) const {
-    const int64_t pieces = pieces_of(columns);
-    Scratch<Moments> partials(rows * pieces);
-    parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t piece = begin; piece < end; ++piece) partials[row * pieces + piece] = piece_moments(row, piece);
-    });
-    parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
-      for (int64_t row = 0; row < rows; ++row) {
-        Moments moments;
-        for (int64_t piece = 0; piece < pieces; ++piece) moments += partials[row * pieces + piece];
-        const double r = reciprocal_std(moments.variance(), eps);
-        if (begin == 0) {
-          mean[row] = static_cast<S>(moments.mean);
-          rstd[row] = static_cast<S>(r);
+    const int64_t pieces = pieces_of(columns), row_bytes = columns * static_cast<int64_t>(sizeof(T));
+    const int64_t group = std::clamp<int64_t>(kCached * threads / row_bytes, 1, kRowsTogether);
+    Scratch<Moments> partials(2 * group * pieces);  // of a group and the next one
+    for (int64_t first = -group, turn = 0; first < rows; first += group, turn = 1 - turn) {
+      const Moments* const partial = partials + turn * group * pieces;
+      Moments* const next_partial = partials + (1 - turn) * group * pieces;
+      const int64_t next = first + group, count = first < 0 ? 0 : std::min(group, rows - first);
+      parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
+        double means[kRowsTogether], rstds[kRowsTogether];
+        for (int64_t r = 0; r < count; ++r) {
+          Moments moments;
+          for (int64_t piece = 0; piece < pieces; ++piece) moments += partial[r * pieces + piece];
+          means[r] = moments.mean;
+          rstds[r] = reciprocal_std(moments.variance(), eps);
+          if (begin > 0) continue;
+          mean[first + r] = static_cast<S>(means[r]);
+          rstd[first + r] = static_cast<S>(rstds[r]);
         }
-        normalize<false>(row, output + row * columns, moments.mean, r, begin * kPiece, std::min(columns, end * kPiece),
-                         0, NoSteps{});
-      }
-    });
+        for (int64_t piece = begin; piece < end; ++piece) {
+          const int64_t from = piece * kPiece, to = from + piece_length(columns, piece);
+          for (int64_t r = 0; r < group; ++r) {
+            const auto write = [&](auto&& sums) NORMEXT_INLINE {
+              const int64_t row = first + r;
+              if (r < count) normalize<kStream>(row, output + row * columns, means[r], rstds[r], from, to, 0, sums);
+            };
+            if (next + r < rows)
+              next_partial[r * pieces + piece] = piece_moments<kStream ? kAskAhead<T> : 0>(next + r, piece, write);
+            else
+              write(NoSteps{});
+          }
+        }
+        if (kStream) end_of_stream();
+      });
+    }
+  }
+
+  // Whether a row and the next one, the weight and the bias are more than a second-level cache holds, and a thread's
+  // share of them is worth a barrier for every row.
+  bool large_parameters(int threads) const {
+    const int64_t bytes = 2 * columns * static_cast<int64_t>(sizeof(T) + sizeof(P));
+    return threads > 1 && bytes >= 8 * kCached && columns >= 2 * kElementsPerThread * threads;
   }
 
   void run(int threads) const {
-    if (share_rows(rows, columns, threads)) return by_columns(threads);
-    // Rows of a few lines take longer to compute than to write.
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    if (row_bytes < 512 || !should_stream(2 * rows * row_bytes, threads, false)) return by_rows<false>(threads);
+    const bool streamed = should_stream(2 * rows * row_bytes, threads, false);
+    if (share_rows(rows, columns, threads) || large_parameters(threads))
+      return streamed ? by_columns<true>(threads) : by_columns<false>(threads);
+    // Rows of a few lines take longer to compute than to write.
+    if (row_bytes < 512 || !streamed) return by_rows<false>(threads);
     should_stage(output, row_bytes) ? by_rows<false>(threads, true) : by_rows<true>(threads);
   }
 };
