@@ -262,7 +262,7 @@ void backward(const BatchNormBackward& op, int threads) {
     S *const slope = coefficients[1] + begin, *const level = coefficients[2] + begin;
     S *const near_slope = coefficients[3] + begin, *const near_level = coefficients[4] + begin;
     S* const far = coefficients[5] + begin;
-    const double n = count;
+    const double n = count;  // a copy: what is referred to may change with every store
 #pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) {
       const Gradients total{g[i], g_xhat[i], xhat[i]};
@@ -272,11 +272,11 @@ void backward(const BatchNormBackward& op, int threads) {
       const double exact_slope = -corrected / n, exact_level = (offset * corrected - total.g) / n;
       slope[i] = static_cast<S>(exact_slope);
       level[i] = static_cast<S>(exact_level);
-      const double near = exact_slope * r[i] * scale[i], size = std::abs(near);
+      const double near = exact_slope * r[i] * scale[i], magnitude = std::abs(near);
       near_slope[i] = static_cast<S>(near);
       near_level[i] = static_cast<S>(exact_level * scale[i] - m[i] * near);
       // What is multiplied out must not leave float32, as it does for deviations of 1e30.
-      const bool in_range = (size > 0x1p-100) & (size < 0x1p100);
+      const bool in_range = (magnitude > 0x1p-100) & (magnitude < 0x1p100);
       far[i] = near_zero(m[i], r[i]) & (in_range | (near == 0)) ? 0 : 1;
     }
     store_array(dw, size, grad_weight ? grad_weight + begin : nullptr);

@@ -23,8 +23,7 @@ constexpr int64_t kFinishedAtOnce = 128;    // channels
 constexpr int64_t kElementsPerFinish = 16;  // as much work as a channel to finish
 
 // Elements; shorter planes are walked as columns. Sums by columns take no sum of lanes, but tables of coefficients and
-// totals, which few samples do not pay for, and least of all where a sample's elements, of all inputs, are `bytes`
-// large.
+// totals, which pay for themselves where samples are many and elements, of all inputs together, have few bytes.
 inline int64_t shortest_plane(int64_t batch, int64_t bytes, bool sums) {
   if (!sums || batch < 16) return 2 * kLanes;
   return should_take_columns() && bytes <= 4 && batch >= 8 * bytes ? 7 * kLanes : 4 * kLanes;
@@ -58,6 +57,7 @@ class Channels {
       const int64_t widest = total_ / (8 * kRowsAtOnce);
       while (width_ < widest && (width_ < kNarrow || (width_ < 2 * kNarrow && width_ % kLanes != 0))) width_ *= 2;
       units_ = (total_ + width_ - 1) / width_;
+      // Short planes are in blocks anyway: of a size that leaves totals and a few rows in the first-level cache.
       block_channels_ = std::min(channels_, (plane_ > 1 && sums ? kMostColumns / 2 : columns_at_once()) / plane_);
     }
     const auto blocks = [&] { return (channels_ + block_channels_ - 1) / block_channels_; };

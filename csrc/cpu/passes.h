@@ -191,21 +191,21 @@ NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const
   }
 }
 
-// Whether rows, or other runs, share no cache line with each other.
-inline bool whole_lines(const void* first, int64_t run_bytes) {
-  return (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(run_bytes)) % 64 == 0;
+// Whether rows share no cache line with each other.
+inline bool whole_lines(const void* first, int64_t row_bytes) {
+  return (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(row_bytes)) % 64 == 0;
 }
 
-// Runs so short that the cache lines they share with their neighbours are many are mapped into a stage first, which
+// Rows so short that the cache lines they share with their neighbours are many are mapped into a stage first, which
 // stays in the first-level cache, and streamed from there together.
-constexpr int64_t kShortRun = 2048;  // bytes
-inline bool should_stage(const void* first, int64_t run_bytes) {
-  return run_bytes < kShortRun && !whole_lines(first, run_bytes);
+constexpr int64_t kStagedRow = 2048;  // bytes
+inline bool should_stage(const void* first, int64_t row_bytes) {
+  return row_bytes < kStagedRow && !whole_lines(first, row_bytes);
 }
 
 template <class T>
 struct Stage {
-  static constexpr int64_t kSize = 8 * kShortRun / sizeof(T);
+  static constexpr int64_t kSize = 8 * kStagedRow / sizeof(T);
   alignas(64) T at[kSize];
 
   void stream_to(T* out, int64_t count) const {
