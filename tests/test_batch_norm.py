@@ -369,6 +369,18 @@ def test_gradients_that_add_up_to_zero_or_little(
 
 @batches
 @layouts
+@pytest.mark.parametrize("exponent", [-20, -60, -89, -91, -101, -104, -109])
+def test_bfloat16_outputs_may_be_subnormal(backend: str, exponent: int, layout, size: tuple[int, ...]) -> None:
+    """What is left of x - mean is 2^-24 of it, and times the weight a subnormal number or nearly one."""
+    x = layout(torch.full(size, 0.75, dtype=torch.bfloat16, device=backend))
+    one = torch.ones(size[1], device=backend)
+    weight = 2.0**exponent * one
+    output, *_ = ops.batch_norm_forward(x, 0.75 * one + 2.0**-24, one, weight, None, False, 0.0)
+    assert torch.equal(output.double(), torch.full(size, -(2.0 ** (exponent - 24)), dtype=torch.double, device=backend))
+
+
+@batches
+@layouts
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e6 + 0.1, -1e30, torch.finfo(torch.float32).max])
 def test_constant_channels_are_their_bias(backend: str, value: float, layout, size: tuple[int, ...]) -> None:
     x = layout(torch.full(size, value, device=backend))

@@ -239,14 +239,18 @@ def test_half_mean_of_some_deviations(backend: str, dtype: torch.dtype, columns:
     check_backward(x.to(dtype).to(backend), torch.randn(20, columns).to(dtype).to(backend), weight, bias)
 
 
-def test_bfloat16_outputs_may_be_subnormal(backend: str) -> None:
-    weight = torch.ones(96, device=backend)
-    weight[3::7] = 1e-39
-    x = values(20, 96, dtype=torch.bfloat16, device=backend)
-    output, mean, rstd = forward(x, weight, None, EPS)
-    expected = (x.double() - mean.double().view(-1, 1)) * rstd.double().view(-1, 1) * weight.double()
+@pytest.mark.parametrize("small_bias", [False, True], ids=["weight", "bias"])
+@pytest.mark.parametrize("small", [1e-39, 2.0**-126, 2.0**-100, 2.0**-31, 2.0**-30])
+@pytest.mark.parametrize("rows", [20, 100])
+def test_bfloat16_outputs_may_be_subnormal(backend: str, rows: int, small: float, small_bias: bool) -> None:
+    weight, bias = torch.ones(96, device=backend), torch.zeros(96, device=backend)
+    weight[3::7] = 0 if small_bias else small
+    bias[3::7] = small if small_bias else 0
+    x = values(rows, 96, dtype=torch.bfloat16, device=backend)
+    output, mean, rstd = forward(x, weight, bias, EPS)
+    expected = (x.double() - mean.double().view(-1, 1)) * rstd.double().view(-1, 1) * weight.double() + bias.double()
     spacing = 2.0**-133  # of bfloat16's subnormal numbers
-    torch.testing.assert_close(output[:, 3::7].double(), expected[:, 3::7], rtol=0, atol=0.51 * spacing)
+    torch.testing.assert_close(output[:, 3::7].double(), expected[:, 3::7], rtol=2**-7, atol=0.51 * spacing)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=dtype_name)

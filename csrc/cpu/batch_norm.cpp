@@ -16,12 +16,22 @@ struct Normalize {
   static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[3]) { return fma(in[0] - k[0], k[1], k[2]); }
 };
 
-// y = x * scale + shift, for half types where the mean is near zero: see near_zero.
-template <class T>
+// y = x * scale + shift, for half types where the mean is near zero: see near_zero. kNormal: no y is a subnormal
+// number.
+template <class T, bool kNormal>
 struct NormalizeNearZero {
   static constexpr int kInputs = 1, kCoefficients = 2;
-  static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[2]) { return fma(in[0], k[0], k[1]); }
+  static auto apply(const Vector<T> (&in)[1], const Vector<T> (&k)[2]) {
+    if constexpr (kNormal)
+      return NormalFloats{fma(in[0], k[0], k[1])};
+    else
+      return fma(in[0], k[0], k[1]);
+  }
 };
+
+// Unless the shift is smaller: where x * scale, of 8 and 24 bits, comes close to it, both and so their sum are
+// multiples of 2^-34 of it.
+constexpr float kNormalShift = 0x1p-90f;
 
 // dx = (dy + level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow in
 // float32 for deviations of 1e30.)
@@ -77,7 +87,7 @@ void forward(const BatchNormForward& op, int threads) {
   const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
   const ChannelArrays<S, 1> shifts(partials);
   const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
-  const ChannelArrays<S, 5> coefficients(all);    // of Normalize, shift near zero, whether it is far
+  const ChannelArrays<S, 5> coefficients(all);    // of Normalize, shift near zero, how far it is
 
   // What FirstMomentSums are taken about, for all of a slice's channels.
   const auto few = [&](int64_t slice) { return kTwoPasses<T> || channels.count(slice) < kFew; };
@@ -163,16 +173,25 @@ void forward(const BatchNormForward& op, int threads) {
       scale[i] = static_cast<S>(factor);
       shift[i] = static_cast<S>(biases[i] - low * factor);
       near_shift[i] = static_cast<S>(biases[i] - exact_mean * factor);
-      far[i] = near_zero(exact_mean, exact_rstd) ? 0 : 1;
+      far[i] = !near_zero(exact_mean, exact_rstd) ? 2 : std::abs(near_shift[i]) >= kNormalShift ? 0 : 1;
     }
   };
   T* const y = static_cast<T*>(op.output);
-  const auto is_near = [&](int64_t block) { return sizeof(T) == 2 && channels.none(block, coefficients[4]); };
+  // Calls f<Map>(coefficients) with the map that a block's channels allow.
+  const auto with_map = [&](int64_t block, const auto& f) {
+    const S* const near[2] = {coefficients[1], coefficients[3]};
+    const S* const anywhere[3] = {coefficients[0], coefficients[1], coefficients[2]};
+    if constexpr (sizeof(T) == 2) {
+      const S far = channels.largest(block, coefficients[4]);
+      if (far == 0) return f.template operator()<NormalizeNearZero<T, kLooksForSubnormals<T>>>(near);
+      if (far == 1) return f.template operator()<NormalizeNearZero<T, false>>(near);
+    }
+    f.template operator()<Normalize<T>>(anywhere);
+  };
   const auto map = [&](int64_t block, int64_t slice) {
-    if (is_near(block))
-      channels.template map<NormalizeNearZero<T>, T>(block, slice, in, y, {coefficients[1], coefficients[3]});
-    else
-      channels.template map<Normalize<T>, T>(block, slice, in, y, {coefficients[0], coefficients[1], coefficients[2]});
+    with_map(block, [&]<class Map>(const S* const(&k)[Map::kCoefficients]) {
+      channels.template map<Map, T>(block, slice, in, y, k);
+    });
   };
   const auto map_and_reduce = [&](int64_t block, int64_t slice) {
     if (few(slice)) {
@@ -181,13 +200,10 @@ void forward(const BatchNormForward& op, int threads) {
     }
     choose_shift(block + 1, slice);
     const int64_t offset = slice * all;
-    double* const totals[2] = {sums[0] + offset, sums[1] + offset};
-    if (is_near(block))
-      channels.template map_and_reduce<NormalizeNearZero<T>, FirstMomentSums<T>, T>(
-          block, slice, in, y, {coefficients[1], coefficients[3]}, {shifts[0] + offset}, totals);
-    else
-      channels.template map_and_reduce<Normalize<T>, FirstMomentSums<T>, T>(
-          block, slice, in, y, {coefficients[0], coefficients[1], coefficients[2]}, {shifts[0] + offset}, totals);
+    with_map(block, [&]<class Map>(const S* const(&k)[Map::kCoefficients]) {
+      channels.template map_and_reduce<Map, FirstMomentSums<T>, T>(block, slice, in, y, k, {shifts[0] + offset},
+                                                                   {sums[0] + offset, sums[1] + offset});
+    });
     mend(block + 1, slice, true);
   };
   channels.run(reduce, finish, map, map_and_reduce);
@@ -282,7 +298,7 @@ void backward(const BatchNormBackward& op, int threads) {
     store_array(dw, size, grad_weight ? grad_weight + begin : nullptr);
     store_array(db, size, grad_bias ? grad_bias + begin : nullptr);
   };
-  const auto is_near = [&](int64_t block) { return channels.none(block, coefficients[5]); };
+  const auto is_near = [&](int64_t block) { return channels.largest(block, coefficients[5]) == 0; };
   const auto map = [&](int64_t block, int64_t slice) {
     if (!dx) return;
     if (!op.training)

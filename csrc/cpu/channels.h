@@ -84,13 +84,13 @@ class Channels {
 
   int64_t slices() const { return slices_; }
   int64_t channel_begin(int64_t block) const { return std::min(channels_, block * block_channels_); }
-  // Whether a number for each channel is zero for those of a block.
+  // The largest of a number for each channel, none of them negative, of those of a block.
   template <class Number>
-  bool none(int64_t block, const Number* numbers) const {
-    Number total = 0;
+  Number largest(int64_t block, const Number* numbers) const {
+    Number most = 0;
     for (int64_t channel = channel_begin(block); channel < channel_begin(block + 1); ++channel)
-      total = std::max(total, numbers[channel]);
-    return total == 0;
+      most = std::max(most, numbers[channel]);
+    return most;
   }
   // Elements of a channel in one slice.
   int64_t count(int64_t slice) const {

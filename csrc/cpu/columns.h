@@ -99,7 +99,7 @@ void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& 
     int64_t column = 0, next = begin;
     const auto in_rows = [&](int64_t at, int64_t count) NORMEXT_INLINE {
       if (at != next) column = (at - begin) % block.width;
-      const Vector<T> result = apply(at, column, count);
+      const auto result = apply(at, column, count);
       next = at + count;
       column += count;
       if (column >= block.width) column -= block.width;

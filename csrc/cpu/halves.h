@@ -1,5 +1,7 @@
 // halves.h -- the half types, and conversions between vectors of them and of floats, in registers.
 #pragma once
+#include <type_traits>
+
 #include "simd.h"
 
 namespace normext::cpu::NORMEXT_ISA {
@@ -105,6 +107,19 @@ inline bool has_nan(Floats x, Floats y) {
 #endif
 }
 
+// Floats known to be no subnormal numbers, before they are computed: to round them takes no look for those.
+struct NormalFloats {
+  Floats value;
+  operator Floats() const { return value; }
+};
+#if defined(__AVX512BF16__)
+template <class T>
+constexpr bool kLooksForSubnormals = std::is_same_v<T, BFloat16>;
+#else
+template <class T>
+constexpr bool kLooksForSubnormals = false;
+#endif
+
 // Two vectors at once, and numbers apart from what is rare. (The processor keeps a NaN's payload, round_to_bfloat16
 // makes all of them one.)
 inline ShortPair narrow_bfloat16(Floats x, Floats y) {
@@ -118,6 +133,13 @@ inline ShortPair narrow_bfloat16(Floats x, Floats y) {
     return upper_halves(round_number_to_bfloat16(x), round_number_to_bfloat16(y));
 #endif
   return upper_halves(round_to_bfloat16(x), round_to_bfloat16(y));
+}
+inline ShortPair narrow_bfloat16(NormalFloats x, NormalFloats y) {
+#if defined(__AVX512BF16__)
+  return (ShortPair)_mm512_cvtne2ps_pbh(y.value, x.value);
+#else
+  return narrow_bfloat16(x.value, y.value);
+#endif
 }
 
 inline Floats widen_float16(Shorts x) {

@@ -52,6 +52,22 @@ Moments mended_moments_of(const T* x, int64_t count, double eps) {
   return wide_moments_of(x, count);
 }
 
+// Whether (x * scale + shift) * weight + bias can be no subnormal number, for x and scale of 8 and 24 bits, however
+// close they come to cancel: if shift is 2^-60 or more, the inner sum is none or at least 2^-94.
+constexpr float kNormalShift = 0x1p-60f, kNormalParameter = 0x1p-30f;
+template <class P>
+bool are_normal(const P* parameter, int64_t count) {
+  Ints normal = ~Ints{};
+  if (parameter)
+    for_vectors(0, count, [&](int64_t at, int64_t n) {
+      const Floats p = load(parameter + at, n);
+      normal &= (p == 0) | ((Floats)((Ints)p & 0x7fffffff) >= kNormalParameter);
+    });
+  int32_t all = -1;
+  for (int i = 0; i < kLanes; ++i) all &= normal[i];
+  return all != 0;
+}
+
 template <class T, class P>
 struct LayerNormRows {
   using S = Scalar<T>;
@@ -63,6 +79,7 @@ struct LayerNormRows {
   S *mean, *rstd;
   int64_t rows, columns;
   double eps;
+  bool normal_parameters = false;  // where it matters, and there are rows enough for it to be worth a look
 
   explicit LayerNormRows(const LayerNormForward& op)
       : input(static_cast<const T*>(op.input)),
@@ -73,7 +90,10 @@ struct LayerNormRows {
         rstd(static_cast<S*>(op.rstd)),
         rows(op.rows),
         columns(op.columns),
-        eps(op.eps) {}
+        eps(op.eps) {
+    if constexpr (kLooksForSubnormals<T>)
+      normal_parameters = rows >= 64 && are_normal(weight, columns) && are_normal(bias, columns);
+  }
 
   // Of one piece of a row. beside(sums) may go along with its sums. kAhead as in Inputs.
   template <int64_t kAhead, class F>
@@ -97,8 +117,9 @@ struct LayerNormRows {
   }
 
   // Columns [begin, end) of a row's output, xhat(x) * weight + bias, where the row's output begins at `to`. If `ahead`
-  // is not 0, it asks for what lies so many elements ahead. `other` is work to go along with it.
-  template <bool kStream, class F, class Steps>
+  // is not 0, it asks for what lies so many elements ahead. `other` is work to go along with it. kNormal: no output is
+  // a subnormal number.
+  template <bool kStream, bool kNormal, class F, class Steps>
   NORMEXT_INLINE void write(int64_t row, T* to, int64_t begin, int64_t end, int64_t ahead, const F& xhat,
                             Steps& other) const {
     const V one = broadcast(S{1}), zero = broadcast(S{0});
@@ -106,7 +127,11 @@ struct LayerNormRows {
     map_vectors<kStream>(
         to, begin, end,
         [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
-          return fma(xhat(load(x + at, count)), load_or(w, at, count, one), load_or(b, at, count, zero));
+          const V y = fma(xhat(load(x + at, count)), load_or(w, at, count, one), load_or(b, at, count, zero));
+          if constexpr (kNormal)
+            return NormalFloats{y};
+          else
+            return y;
         },
         [=](int64_t at) NORMEXT_INLINE {
           if (ahead) __builtin_prefetch(x + at + ahead, 0, 2);
@@ -121,14 +146,18 @@ struct LayerNormRows {
                                   int64_t ahead, Steps&& other) const {
     const V scale = broadcast(static_cast<S>(rstd));
     if (sizeof(T) == 2 && near_zero(mean, rstd)) {
-      const V shift = broadcast(static_cast<S>(-mean * rstd));
-      const auto xhat = [=](V x) NORMEXT_INLINE { return fma(x, scale, shift); };
-      return write<kStream>(row, to, begin, end, ahead, xhat, other);
+      const auto shift = static_cast<S>(-mean * rstd);
+      const auto xhat = [=, shift = broadcast(shift)](V x) NORMEXT_INLINE { return fma(x, scale, shift); };
+      if constexpr (kLooksForSubnormals<T>) {
+        if (normal_parameters && std::abs(shift) >= kNormalShift)
+          return write<kStream, true>(row, to, begin, end, ahead, xhat, other);
+      }
+      return write<kStream, false>(row, to, begin, end, ahead, xhat, other);
     }
     const auto high = static_cast<S>(mean);
     const V center = broadcast(high), shift = broadcast(static_cast<S>((high - mean) * rstd));
     const auto xhat = [=](V x) NORMEXT_INLINE { return fma(x - center, scale, shift); };
-    write<kStream>(row, to, begin, end, ahead, xhat, other);
+    write<kStream, false>(row, to, begin, end, ahead, xhat, other);
   }
 
   // For `count` rows, or as many as have their two sums in one vector: a shift, and sums of d and d^2, d = x - shift.

@@ -66,6 +66,7 @@ NORMEXT_INLINE inline void store(T* p, Vector<T> x, Vector<T> y) {
   store(p + kLanes, y);
 }
 NORMEXT_INLINE inline void store(BFloat16* p, Floats x, Floats y) { store_raw(p, narrow_bfloat16(x, y)); }
+NORMEXT_INLINE inline void store(BFloat16* p, NormalFloats x, NormalFloats y) { store_raw(p, narrow_bfloat16(x, y)); }
 
 // Whole vectors, from anywhere to where vectors are aligned.
 NORMEXT_INLINE inline void stream_bytes(const void* from, void* to, int64_t bytes) {

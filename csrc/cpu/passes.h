@@ -131,9 +131,9 @@ struct Line {
   NORMEXT_INLINE void stream_to(T* out) const { stream_bytes(at, out, sizeof at); }
 };
 
-// out[i] = f(i) for the elements [begin, end), where f(at, count) gives vectors; ahead(at) comes before each line. With
-// kStream, past the caches: whole cache lines only, since streaming a part of a line and storing to the rest costs more
-// than either.
+// out[i] = f(i) for the elements [begin, end), where f(at, count) gives vectors, or NormalFloats; ahead(at) comes
+// before each line. With kStream, past the caches: whole cache lines only, since streaming a part of a line and storing
+// to the rest costs more than either.
 template <bool kStream, class T, class F, class Ahead>
 NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const F& f, const Ahead& ahead) {
   constexpr int64_t kLine = kLineVectors<T> * kLanes;
@@ -145,7 +145,7 @@ NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const
       Line<T> line;
 #pragma GCC unroll 4
       for (int64_t pair = at; pair < at + kLine; pair += 2 * kLanes) {
-        const Vector<T> x = f(pair, kLanes), y = f(pair + kLanes, kLanes);
+        const auto x = f(pair, kLanes), y = f(pair + kLanes, kLanes);
         store(stream_it ? line.at + (pair - at) : out + pair, x, y);
       }
       if (stream_it) line.stream_to(out + at);
