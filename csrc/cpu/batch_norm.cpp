@@ -29,8 +29,8 @@ struct NormalizeNearZero {
   }
 };
 
-// Unless the shift is smaller: where x * scale, of 8 and 24 bits, comes close to it, both and so their sum are
-// multiples of 2^-34 of it.
+// They are none if the shift is no smaller than this: where x * scale, of 8 and 24 bits, comes so close to it that they
+// cancel, both and so their sum are multiples of 2^-32 of the power of two below it.
 constexpr float kNormalShift = 0x1p-90f;
 
 // dx = (dy + level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow in
