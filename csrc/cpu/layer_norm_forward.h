@@ -52,8 +52,9 @@ Moments mended_moments_of(const T* x, int64_t count, double eps) {
   return wide_moments_of(x, count);
 }
 
-// Whether (x * scale + shift) * weight + bias can be no subnormal number, for x and scale of 8 and 24 bits, however
-// close they come to cancel: if shift is 2^-60 or more, the inner sum is none or at least 2^-94.
+// (x * scale + shift) * weight + bias, for x and scale of 8 and 24 bits, is no subnormal number if shift is no smaller
+// than this, and weight and bias are zero or no smaller than that: the inner sum, however much cancels, is zero or at
+// least 2^-94, and the outer one zero or at least 2^-124.
 constexpr float kNormalShift = 0x1p-60f, kNormalParameter = 0x1p-30f;
 template <class P>
 bool are_normal(const P* parameter, int64_t count) {
@@ -316,7 +317,7 @@ struct LayerNormRows {
   }
 
   // Threads share each row by columns, and find theirs of the weight and the bias in cache from row to row. While a row
-  // is normalized, or some short ones, the next one is summed.
+  // is normalized, or a group of shorter ones, the next is summed.
   template <bool kStream>
   void by_columns(int threads) const {
     const int64_t pieces = pieces_of(columns), row_bytes = columns * static_cast<int64_t>(sizeof(T));
