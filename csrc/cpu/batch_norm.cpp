@@ -66,6 +66,18 @@ class ChannelArrays {
   explicit ChannelArrays(int64_t size) : size_(size), numbers_(kArrays * size) {}
   Number* operator[](int array) const { return numbers_ + array * size_; }
 
+  // The first few of the arrays, each from `begin`.
+  template <int kCount>
+  struct Arrays {
+    Number* at[kCount];
+  };
+  template <int kCount>
+  Arrays<kCount> first(int64_t begin) const {
+    Arrays<kCount> arrays;
+    for (int i = 0; i < kCount; ++i) arrays.at[i] = (*this)[i] + begin;
+    return arrays;
+  }
+
  private:
   int64_t size_;
   Scratch<Number> numbers_;
@@ -233,25 +245,23 @@ void backward(const BatchNormBackward& op, int threads) {
       unsound |= (std::abs(mean[c] * rstd[c]) <= 2) & (rstd[c] < 0x1p80f) ? 0 : 1;
     return kDotSums<T> && op.training && unsound == 0;
   };
-  // Makes sums of g * xhat and xhat out of those of g * x and x, and says whether these were sound.
+  // Makes sums of g * xhat out of those of g * x, and says whether these were sound. They make up for no rounding of
+  // the mean, which near zero is below theirs.
   const auto settle = [&](int64_t block, int64_t slice) {
     const int64_t offset = slice * all;
     double *const g = sums[0] + offset, *const g_xhat = sums[1] + offset, *const xhat = sums[2] + offset;
     const double n = channels.count(slice);
     int64_t unsound = 0;
     for (int64_t c = channels.channel_begin(block); c < channels.channel_begin(block + 1); ++c) {
-      const double about_mean = g_xhat[c] - mean[c] * g[c];
-      unsound |= products_sound(n, g[c], about_mean) & (std::abs(xhat[c]) < 0x1p120) ? 0 : 1;
-      g_xhat[c] = about_mean * rstd[c];
-      xhat[c] = (xhat[c] - n * mean[c]) * rstd[c];
+      unsound |= settle_products(n, mean[c], rstd[c], g[c], g_xhat[c]) ? 0 : 1;
+      xhat[c] = 0;
     }
     return unsound == 0;
   };
-  using First = std::conditional_t<kDotSums<T>, DotGradientSums, GradientSums<T>>;
+  using First = std::conditional_t<kDotSums<T>, DotProductSums<false>, GradientSums<T>>;
   const auto sum = [&]<class Sum>(int64_t block, int64_t slice) {
-    const int64_t offset = slice * all;
     channels.template reduce<Sum, T>(block, slice, {dy, x}, {mean, rstd},
-                                     {sums[0] + offset, sums[1] + offset, sums[2] + offset});
+                                     sums.template first<Sum::kSums>(slice * all).at);
   };
   const auto reduce = [&](int64_t block, int64_t slice) {
     if (may_dot(block)) {
@@ -315,15 +325,14 @@ void backward(const BatchNormBackward& op, int threads) {
       map(block, slice);
       return reduce(block + 1, slice);
     }
-    const int64_t offset = slice * all;
-    double* const totals[3] = {sums[0] + offset, sums[1] + offset, sums[2] + offset};
+    const auto totals = sums.template first<First::kSums>(slice * all);
     if (is_near(block))
       channels.template map_and_reduce<TrainingGradientNearZero<T>, First, T>(
-          block, slice, {dy, x}, dx, {coefficients[0], coefficients[3], coefficients[4]}, {mean, rstd}, totals);
+          block, slice, {dy, x}, dx, {coefficients[0], coefficients[3], coefficients[4]}, {mean, rstd}, totals.at);
     else
       channels.template map_and_reduce<TrainingGradient<T>, First, T>(
           block, slice, {dy, x}, dx, {coefficients[0], mean, rstd, coefficients[1], coefficients[2]}, {mean, rstd},
-          totals);
+          totals.at);
     if (kDotSums<T> && !settle(block + 1, slice)) sum.template operator()<GradientSums<T>>(block + 1, slice);
   };
   channels.run(reduce, finish, map, map_and_reduce);

@@ -48,8 +48,10 @@ void forward(const LayerNormForward& op, int threads) {
   LayerNormRows<T, P>(op).run(threads);
 }
 
+// input_weight is the weight in the input's dtype, if it is to be had.
 template <class T, class P>
-void backward(const LayerNormBackward& op, int threads) {
+void backward(const LayerNormBackward& op, const T* input_weight, int threads) {
+  if constexpr (std::is_same_v<T, P>) input_weight = static_cast<const T*>(op.weight);
   if constexpr (sizeof(P) == 2) {
     if (widen_once(op.rows, op.columns)) {
       const Widened widened(op.columns, 3);
@@ -57,14 +59,14 @@ void backward(const LayerNormBackward& op, int threads) {
       wide.weight = widened.load<P>(op.weight, 0);
       wide.grad_weight = op.grad_weight ? widened.array(1) : nullptr;
       wide.grad_bias = op.grad_bias ? widened.array(2) : nullptr;
-      backward<T, float>(wide, threads);
+      backward<T, float>(wide, input_weight, threads);
       widened.store<P>(1, op.grad_weight);
       widened.store<P>(2, op.grad_bias);
       return;
     }
   }
   const bool streams = should_stream(3 * op.rows * op.columns * static_cast<int64_t>(sizeof(T)), threads, false);
-  const LayerNormGradients<T, P> gradients(op);
+  const LayerNormGradients<T, P> gradients(op, input_weight);
   streams ? gradients.template run<true>(threads) : gradients.template run<false>(threads);
 }
 
@@ -77,7 +79,8 @@ void run(const LayerNormForward& op, int threads) {
 template <>
 void run(const LayerNormBackward& op, int threads) {
   threads = threads_for(op.rows * op.columns, threads);
-  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { backward<T, P>(op, threads); });
+  with_types(op.dtype, op.param_dtype,
+             [&]<class T, class P>(Type<T>, Type<P>) { backward<T, P>(op, nullptr, threads); });
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -13,114 +13,134 @@ struct LayerNormGradients {
   const T *grad_output, *input;
   const S *mean, *rstd;
   const P* weight;
+  const T* input_weight;  // the weight in the input's dtype, if it is to be had
   T* grad_input;
   P *grad_weight, *grad_bias;
   int64_t rows, columns;
 
-  explicit LayerNormGradients(const LayerNormBackward& op)
+  LayerNormGradients(const LayerNormBackward& op, const T* input_weight)
       : grad_output(static_cast<const T*>(op.grad_output)),
         input(static_cast<const T*>(op.input)),
         mean(static_cast<const S*>(op.mean)),
         rstd(static_cast<const S*>(op.rstd)),
         weight(static_cast<const P*>(op.weight)),
+        input_weight(input_weight),
         grad_input(static_cast<T*>(op.grad_input)),
         grad_weight(static_cast<P*>(op.grad_weight)),
         grad_bias(static_cast<P*>(op.grad_bias)),
         rows(op.rows),
         columns(op.columns) {}
 
-  // The sums of one piece of a row, with g = grad_output * weight.
-  Gradients piece_sums(int64_t row, int64_t piece) const {
-    const T *dy = grad_output + row * columns, *x = input + row * columns;
-    const V one = broadcast(S{1});
-    Doubles sums[3] = {}, products[2] = {};
-    const auto inputs = [&, w = weight](int64_t at, int64_t count, V(&in)[2]) {
-      in[0] = load(dy + at, count) * load_or(w, at, count, one);
-      in[1] = load(x + at, count);
-    };
-    const int64_t begin = piece * kPiece, end = begin + piece_length(columns, piece);
-    if constexpr (sizeof(T) == 2) {
-      if (near(row)) {
-        RunSums<ProductSums<T>, T, decltype(inputs)>(inputs, begin, end, {0}, products).finish();
-        const double g = sum(products[0]), about_mean = sum(products[1]) - mean[row] * g;
-        if (products_sound(static_cast<double>(end - begin), g, about_mean)) return {g, about_mean * rstd[row], 0};
-      }
-    }
-    RunSums<GradientSums<T>, T, decltype(inputs)>(inputs, begin, end, {mean[row], rstd[row]}, sums).finish();
-    return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
-  }
-
   // Half types do without x - mean there, and without the sum of xhat.
   bool near(int64_t row) const { return sizeof(T) == 2 && near_zero(mean[row], rstd[row]) && rstd[row] < 0x1p80f; }
 
-  // What a row's elementwise pass needs: xhat = (x - mean) * rstd + offset, near zero x * rstd + near_offset.
+  // Adds Sum (sums.h) over one piece of a row to its totals.
+  template <class Sum, class Inputs>
+  NORMEXT_INLINE void add_piece(int64_t piece, const Inputs& inputs, const S (&coefficients)[Sum::kCoefficients],
+                                Doubles (&totals)[Sum::kSums]) const {
+    const int64_t begin = piece * kPiece, end = begin + piece_length(columns, piece);
+    RunSums<Sum, T, Inputs>(inputs, begin, end, coefficients, totals).finish();
+  }
+
+  // Sums of g = grad_output * weight and of g * x, if they can be taken as dot products.
+  NORMEXT_INLINE bool add_dot_products(int64_t row, int64_t piece, Doubles (&totals)[2]) const {
+    if constexpr (kDotSums<T>) {
+      const T *dy = grad_output + row * columns, *x = input + row * columns;
+      if (!weight)
+        add_piece<DotProductSums<false>>(piece, Inputs<T, 2>({dy, x}), {}, totals);
+      else if (input_weight)
+        add_piece<DotProductSums<true>>(piece, Inputs<T, 3>({dy, x, input_weight}), {}, totals);
+      return !weight || input_weight;
+    }
+    return false;
+  }
+
+  // The sums of one piece of a row.
+  Gradients piece_sums(int64_t row, int64_t piece) const {
+    const T *dy = grad_output + row * columns, *x = input + row * columns;
+    const auto weighted = [dy, x, w = weight](int64_t at, int64_t count, V(&in)[2]) NORMEXT_INLINE {
+      in[0] = load(dy + at, count) * load_or(w, at, count, broadcast(S{1}));
+      in[1] = load(x + at, count);
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (near(row)) {
+        Doubles products[2] = {};
+        if (!add_dot_products(row, piece, products)) add_piece<ProductSums<T>>(piece, weighted, {}, products);
+        const double count = static_cast<double>(piece_length(columns, piece)), g = sum(products[0]);
+        double g_xhat = sum(products[1]);
+        if (settle_products(count, mean[row], rstd[row], g, g_xhat)) return {g, g_xhat, 0};
+      }
+    }
+    Doubles sums[3] = {};
+    add_piece<GradientSums<T>>(piece, weighted, {mean[row], rstd[row]}, sums);
+    return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
+  }
+
+  // What a row's elementwise pass needs: xhat = (x - center) * rstd + offset, where the center is the mean or, near
+  // zero, zero.
   struct Row {
-    S mean, rstd, offset, near_offset, slope, level;
+    S center, rstd, offset, slope, level;
   };
-  template <bool kNear>
+  template <bool kCentered>
   struct Coefficients {
-    V mean, rstd, offset, slope, level;
+    V center, rstd, offset, slope, level;
 
     explicit Coefficients(const Row& row)
-        : mean(broadcast(row.mean)),
+        : center(broadcast(row.center)),
           rstd(broadcast(row.rstd)),
-          offset(broadcast(kNear ? row.near_offset : row.offset)),
+          offset(broadcast(row.offset)),
           slope(broadcast(row.slope)),
           level(broadcast(row.level)) {}
-    V xhat(V x) const { return fma(kNear ? x : x - mean, rstd, offset); }
+    V xhat(V x) const { return fma(kCentered ? x : x - center, rstd, offset); }
     V gradient(V dy, V weight, V xhat) const { return fma(xhat, slope, fma(dy, weight, level)) * rstd; }
   };
   Row row_coefficients(int64_t row, const Gradients& sums) const {
     const double n = static_cast<double>(columns), offset = -sums.offset(n);
     const double near_offset = offset - static_cast<double>(mean[row]) * rstd[row];
-    return {mean[row],
-            rstd[row],
-            static_cast<S>(offset),
-            static_cast<S>(near_offset),
-            static_cast<S>(-sums.corrected(n) / n),
-            static_cast<S>(-sums.g / n)};
+    return {near(row) ? S{0} : mean[row], rstd[row], static_cast<S>(near(row) ? near_offset : offset),
+            static_cast<S>(-sums.corrected(n) / n), static_cast<S>(-sums.g / n)};
   }
 
   // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals, or
   // writes their gradients, if there are no totals because these are all the rows.
   // Both at once. Rows to be streamed that share cache lines are staged if they are short; else each is streamed on its
   // own. If `ahead` is not 0, it asks for what lies so many elements ahead.
-  template <bool kStream, bool kNear>
+  template <bool kStream, bool kCentered>
   void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
                  double* bias_totals, int64_t ahead) const {
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
     T* const dx = grad_input ? grad_input + first * columns : nullptr;
     const bool whole = columns % kLanes == 0 && whole_lines(grad_input, row_bytes);
     if (!kStream || !dx || whole)
-      return elementwise<kStream, kNear>(first, count, row, begin, end, dx, weight_totals, bias_totals, ahead);
+      return elementwise<kStream, kCentered>(first, count, row, begin, end, dx, weight_totals, bias_totals, ahead);
     if (should_stage(grad_input, row_bytes)) {
       Stage<T> stage;
-      elementwise<false, kNear>(first, count, row, begin, end, stage.at, weight_totals, bias_totals, ahead);
+      elementwise<false, kCentered>(first, count, row, begin, end, stage.at, weight_totals, bias_totals, ahead);
       return stage.stream_to(dx, count * columns);
     }
     for (int64_t r = 0; r < count; ++r) {
       const T *dy = grad_output + (first + r) * columns, *x = input + (first + r) * columns;
       const V one = broadcast(S{1});
-      const Coefficients<kNear> k(row[r]);
+      const Coefficients<kCentered> k(row[r]);
       map_vectors<kStream>(dx + r * columns, begin, end, [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
         return k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
       });
     }
     if (grad_weight || grad_bias)
-      elementwise<false, kNear>(first, count, row, begin, end, nullptr, weight_totals, bias_totals, ahead);
+      elementwise<false, kCentered>(first, count, row, begin, end, nullptr, weight_totals, bias_totals, ahead);
   }
 
   template <bool kStream>
   void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
                  double* bias_totals, int64_t ahead = 0) const {
-    bool all_near = true;
-    for (int64_t r = 0; r < count; ++r) all_near = all_near && near(first + r);
-    all_near ? gradients<kStream, true>(first, count, row, begin, end, weight_totals, bias_totals, ahead)
+    bool centered = sizeof(T) == 2;
+    for (int64_t r = 0; r < count; ++r) centered = centered && row[r].center == 0;
+    centered ? gradients<kStream, true>(first, count, row, begin, end, weight_totals, bias_totals, ahead)
              : gradients<kStream, false>(first, count, row, begin, end, weight_totals, bias_totals, ahead);
   }
 
   // The first row's grad_input begins at dx, if it is wanted.
-  template <bool kStream, bool kNear>
+  template <bool kStream, bool kCentered>
   void elementwise(int64_t first, int64_t rows, const Row* row, int64_t begin, int64_t end, T* dx,
                    double* weight_totals, double* bias_totals, int64_t ahead) const {
     const V one = broadcast(S{1});
@@ -135,7 +155,7 @@ struct LayerNormGradients {
       for (int v = 0; v < kVectors; ++v) w[v] = load_or(weight, at + v * kLanes, count, one);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = (first + r) * columns + at;
-        const Coefficients<kNear> k(row[r]);
+        const Coefficients<kCentered> k(row[r]);
         if (ahead) {
           __builtin_prefetch(grad_output + i + ahead, 0, 2);
           __builtin_prefetch(input + i + ahead, 0, 2);

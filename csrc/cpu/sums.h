@@ -170,9 +170,11 @@ struct ProductSums {
   }
 };
 
-// Whether sums of g and, about the mean, of g * x are far above products that float32 has not, and below its limit.
-inline bool products_sound(double count, double g, double g_about_mean) {
-  const double least = 0x1p-100 * count, size = std::abs(g_about_mean);
+// Makes a sum of g * xhat out of that of g * x, which float32 has taken, and says whether it may: both sums are far
+// above products that float32 has not, and below its limit.
+inline bool settle_products(double count, double mean, double rstd, double g, double& g_x) {
+  const double about_mean = g_x - mean * g, least = 0x1p-100 * count, size = std::abs(about_mean);
+  g_x = about_mean * rstd;
   return (std::abs(g) > least) & (size > least) & (size < 0x1p120);
 }
 
