@@ -57,8 +57,7 @@ class Channels {
       const int64_t widest = total_ / (8 * kRowsAtOnce);
       while (width_ < widest && (width_ < kNarrow || (width_ < 2 * kNarrow && width_ % kLanes != 0))) width_ *= 2;
       units_ = (total_ + width_ - 1) / width_;
-      // Short planes are in blocks anyway: of a size that leaves totals and a few rows in the first-level cache.
-      block_channels_ = std::min(channels_, (plane_ > 1 && sums ? kMostColumns / 2 : columns_at_once()) / plane_);
+      block_channels_ = std::min(channels_, columns_at_once() / plane_);
     }
     const auto blocks = [&] { return (channels_ + block_channels_ - 1) / block_channels_; };
     if (blocks() > 1) {  // as many for each thread, all of a size

@@ -9,7 +9,11 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kRowsAtOnce = 8;  // rows in a short sum of columns: see sums.h
+constexpr int64_t kRowsAtOnce = 8;   // rows in a short sum of columns: see sums.h
+constexpr int64_t kPartsAtOnce = 8;  // short sums of half types that are added up before they go to the totals
+
+template <class Sum, class T>
+constexpr bool kInParts = sizeof(T) == 2 && std::is_same_v<typename Sum::Part, Floats>;
 
 template <class Number>
 struct alignas(64) ColumnTable {
@@ -38,43 +42,70 @@ inline double sum_of(const double* p, int64_t count) {
 }
 
 // Adds Sum (sums.h) over each column to its totals; coefficients and totals are indexed from the block's first column.
+// Of half types, some short sums are added up as they are before they go to the totals.
 template <class Sum, class T>
 void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
                     const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],
                     ColumnTable<double> (&totals)[Sum::kSums]) {
   const Inputs<T, Sum::kInputs> inputs(in);
-  const auto add_rows = [&](int64_t row, auto rows) {
-    if constexpr (Sum::kDot) {
-      const int64_t begin = row * block.width + block.column, end = block.row_columns_end(row + rows - 1);
-      double* to[Sum::kSums];
-      for (int i = 0; i < Sum::kSums; ++i) to[i] = totals[i].at;
-      add_dot_column_sums<Sum>(in, begin, block.width, rows, end - block.column, to);
-    } else {
-      for_vectors_once(block.column, block.row_columns_end(row + rows - 1),
-                       [&](int64_t column, int64_t count) NORMEXT_INLINE {
-                         Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
-                         for (int i = 0; i < Sum::kCoefficients; ++i)
-                           k[i] = load(coefficients[i].at + column - block.column);
-                         Sum part;
-                         for (int64_t r = 0; r < rows; ++r) {
-                           inputs((row + r) * block.width + column, count, x);
-                           inputs.prefetch((row + r + kRowsAtOnce) * block.width + column);
-                           part.add(x, k, {0, count});
-                         }
-                         Doubles sums[Sum::kSums];
-                         for (int i = 0; i < Sum::kSums; ++i) sums[i] = load(totals[i].at + column - block.column);
-                         part.flush(sums);
-                         for (int i = 0; i < Sum::kSums; ++i) store(totals[i].at + column - block.column, sums[i]);
-                       });
+  ColumnTable<float> parts[kInParts<Sum, T> ? Sum::kSums : 0];
+  for (auto& part : parts) std::fill_n(part.at, block.size() + part.kRoom, 0);
+  const auto add = [&](int64_t at, const Sum& sum) NORMEXT_INLINE {
+    for (int i = 0; i < Sum::kSums; ++i) {
+      if constexpr (kInParts<Sum, T>)
+        store(parts[i].at + at, load(parts[i].at + at) + sum.sums[i]);
+      else
+        store(totals[i].at + at, load(totals[i].at + at) + widen(sum.sums[i]));
     }
   };
-  const bool cut_short = block.row_columns_end(block.row_end - 1) < block.column_end;
+  const auto columns_of = [&](int64_t row) { return block.row_columns_end(row) - block.column; };
+  const auto add_rows = [&](int64_t row, auto rows) {
+    const int64_t begin = row * block.width + block.column, columns = columns_of(row + rows - 1);
+    if constexpr (Sum::kDot) {
+      for (int64_t at = 0; at < columns; at += kPairLanes) {
+        const DotColumns<Sum> sums(in, begin + at, block.width, rows, std::min(kPairLanes, columns - at));
+        add(at, sums.evens);
+        add(at + kLanes, sums.odds);
+      }
+    } else {
+      for_vectors_once(0, columns, [&](int64_t at, int64_t count) NORMEXT_INLINE {
+        Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
+        for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = load(coefficients[i].at + at);
+        Sum sum;
+        for (int64_t r = 0; r < rows; ++r) {
+          inputs(begin + at + r * block.width, count, x);
+          inputs.prefetch(begin + at + (r + kRowsAtOnce) * block.width);
+          sum.add(x, k, {0, count});
+        }
+        add(at, sum);
+      });
+    }
+  };
+  const auto flush = [&](int64_t columns) {
+    for (int i = 0; i < Sum::kSums && kInParts<Sum, T>; ++i) {
+      for (int64_t at = 0; at < columns; at += 2 * kLanes) {
+        float* const part = parts[i].at + at;
+        double* const to = totals[i].at + at;
+        Floats first = load(part), second = load(part + kLanes);
+        if constexpr (Sum::kDot) put_in_order(first, second);
+        store(to, load(to) + widen(first));
+        store(to + kLanes, load(to + kLanes) + widen(second));
+        std::fill_n(part, 2 * kLanes, 0);
+      }
+    }
+  };
+  const bool cut_short = columns_of(block.row_end - 1) < block.size();
   const int64_t whole_end = block.row_end - cut_short;
-  int64_t row = block.row;
-  for (; row + kRowsAtOnce <= whole_end; row += kRowsAtOnce)
-    add_rows(row, std::integral_constant<int64_t, kRowsAtOnce>{});
-  if (row < whole_end) add_rows(row, whole_end - row);
-  if (cut_short) add_rows(whole_end, std::integral_constant<int64_t, 1>{});
+  for (int64_t row = block.row; row < whole_end;) {
+    const int64_t stop = std::min(whole_end, row + kPartsAtOnce * kRowsAtOnce);
+    for (; row + kRowsAtOnce <= stop; row += kRowsAtOnce) add_rows(row, std::integral_constant<int64_t, kRowsAtOnce>{});
+    if (row < stop) add_rows(row, stop - row);
+    row = stop;
+    flush(block.size());
+  }
+  if (!cut_short) return;
+  add_rows(whole_end, std::integral_constant<int64_t, 1>{});
+  flush(columns_of(whole_end));
 }
 
 // out = Map::apply(in, coefficients), element by element, in the order of memory: fetching coefficients anew for every
@@ -111,7 +142,9 @@ void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& 
   for (int64_t row = block.row; row < block.row_end; ++row) {
     const int64_t begin = row * block.width + block.column, end = row * block.width + block.row_columns_end(row);
     const auto in_row = [&](int64_t at, int64_t count) NORMEXT_INLINE { return apply(at, at - begin, count); };
-    map_vectors<kStream>(out, begin, end, in_row, ask_ahead);
+    const int64_t lines = kStream ? begin : std::min(end, begin + before_line(out + begin));
+    map_vectors<kStream>(out, begin, lines, in_row, ask_ahead);
+    map_vectors<kStream>(out, lines, end, in_row, ask_ahead);  // no vector lies across two lines
   }
 }
 

@@ -57,18 +57,13 @@ inline Pairs load_last_pairs(const BFloat16* p, [[maybe_unused]] int64_t begin, 
 }
 
 // Sums of x and x^2. Coefficients are those of MomentSums and GradientSums, and not looked at.
-struct DotMomentSums {
+struct DotMomentSums : ShortSums<Floats, 2> {
   static constexpr bool kDot = true;
-  static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;
-  Floats sums[2] = {};
+  static constexpr int kInputs = 1, kCoefficients = 1;
 
   NORMEXT_INLINE void add(const Floats (&x)[1]) {
     sums[0] = sums[0] + x[0];
     sums[1] = fma(x[0], x[0], sums[1]);
-  }
-  DotMomentSums operator+(const DotMomentSums& o) const { return {{sums[0] + o.sums[0], sums[1] + o.sums[1]}}; }
-  void flush(Doubles (&totals)[2]) const {
-    for (int i = 0; i < 2; ++i) totals[i] += widen(sums[i]);
   }
 };
 
@@ -78,20 +73,15 @@ using FirstMomentSums = std::conditional_t<kDotSums<T>, DotMomentSums, MomentSum
 
 // Sums of g and g * x, where g is the first input, or that times the third.
 template <bool kWeighted>
-struct DotProductSums {
+struct DotProductSums : ShortSums<Floats, 2> {
   static constexpr bool kDot = true;
-  static constexpr int kInputs = kWeighted ? 3 : 2, kCoefficients = 2, kSums = 2;  // grad_output, x, weight
-  Floats sums[2] = {};
+  static constexpr int kInputs = kWeighted ? 3 : 2, kCoefficients = 2;  // grad_output, x, weight
 
   NORMEXT_INLINE void add(const Floats (&in)[kInputs]) {
     Floats g = in[0];
     if constexpr (kWeighted) g = g * in[2];
     sums[0] = sums[0] + g;
     sums[1] = fma(g, in[1], sums[1]);
-  }
-  DotProductSums operator+(const DotProductSums& o) const { return {{sums[0] + o.sums[0], sums[1] + o.sums[1]}}; }
-  void flush(Doubles (&totals)[2]) const {
-    for (int i = 0; i < 2; ++i) totals[i] += widen(sums[i]);
   }
 };
 
@@ -131,6 +121,25 @@ NORMEXT_INLINE inline Sum short_dot_sum(const BFloat16* const (&from)[Sum::kInpu
   return join(chains);
 }
 
+// Sums down a few columns, at most a vector of pairs, of a few rows: evens, and odds.
+template <class Sum>
+struct DotColumns {
+  Sum evens, odds;
+
+  NORMEXT_INLINE DotColumns(const BFloat16* const (&from)[Sum::kInputs], int64_t begin, int64_t stride, int64_t rows,
+                            int64_t count) {
+    for (int64_t r = 0; r < rows; ++r) {
+      Pairs in[Sum::kInputs];
+      for (int k = 0; k < Sum::kInputs; ++k) {
+        const BFloat16* const p = from[k] + begin + r * stride;
+        __builtin_prefetch(p + rows * stride, 0, 2);  // of the next rows: see Inputs::prefetch
+        in[k] = load_pairs(p, count);
+      }
+      add_pairs(in, evens, odds);
+    }
+  }
+};
+
 // From evens and odds to the first half of both in order, and the second.
 template <int... kLane>
 void put_in_order(Floats& evens, Floats& odds, std::integer_sequence<int, kLane...>) {
@@ -139,32 +148,8 @@ void put_in_order(Floats& evens, Floats& odds, std::integer_sequence<int, kLane.
   odds = __builtin_shufflevector(evens, odds, (from(kLane) + kLanes / 2)...);
   evens = first;
 }
-
-// Adds the sums down `columns` columns of a few rows, at most kRowsAtOnce, to the columns' totals, of which there is
-// room for whole vectors of pairs.
-template <class Sum>
-NORMEXT_INLINE inline void add_dot_column_sums(const BFloat16* const (&from)[Sum::kInputs], int64_t begin,
-                                               int64_t stride, int64_t rows, int64_t columns,
-                                               double* const (&totals)[Sum::kSums]) {
-  for (int64_t column = 0; column < columns; column += kPairLanes) {
-    const int64_t count = std::min(kPairLanes, columns - column);
-    Sum evens, odds;
-    for (int64_t r = 0; r < rows; ++r) {
-      Pairs in[Sum::kInputs];
-      for (int k = 0; k < Sum::kInputs; ++k) {
-        const BFloat16* const p = from[k] + begin + r * stride + column;
-        __builtin_prefetch(p + rows * stride, 0, 2);  // of the next rows: see Inputs::prefetch
-        in[k] = load_pairs(p, count);
-      }
-      add_pairs(in, evens, odds);
-    }
-    for (int i = 0; i < Sum::kSums; ++i) {
-      double* const to = totals[i] + column;
-      put_in_order(evens.sums[i], odds.sums[i], std::make_integer_sequence<int, kLanes>{});
-      store(to, load(to) + widen(evens.sums[i]));
-      store(to + kLanes, load(to + kLanes) + widen(odds.sums[i]));
-    }
-  }
+inline void put_in_order(Floats& evens, Floats& odds) {
+  put_in_order(evens, odds, std::make_integer_sequence<int, kLanes>{});
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -183,8 +183,8 @@ struct LayerNormRows {
         } else {
           const Floats k[1] = {broadcast(near[r])};
           const auto short_sums = short_sum<MomentSums<T>>(0, at, stop, Inputs<T, 1>(in), k);
-          lanes[r] = short_sums.first;
-          lanes[r + kRowsSummed] = short_sums.second;
+          lanes[r] = short_sums.sums[0];
+          lanes[r + kRowsSummed] = short_sums.sums[1];
         }
       }
       totals += widen(sum_each(lanes));

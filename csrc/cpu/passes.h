@@ -118,6 +118,12 @@ NORMEXT_INLINE inline void for_vectors(int64_t begin, int64_t end, const F& f) {
     f(at, end - at);
 }
 
+// Elements before the next cache line.
+template <class T>
+int64_t before_line(const T* p) {
+  return -reinterpret_cast<uintptr_t>(p) % 64 / sizeof(T);
+}
+
 // The vectors that fill a cache line.
 template <class T>
 constexpr int kLineVectors = std::max<int>(64 / (kLanes * sizeof(T)), 1);
@@ -161,8 +167,8 @@ NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const
   if constexpr (!kStream) {
     store_vectors(begin, end);
   } else {
-    const int64_t before_line = -reinterpret_cast<uintptr_t>(out + begin) % 64 / sizeof(T);
-    const int64_t first_line = std::min(end, begin + before_line), lines = (end - first_line) / kLine * kLine;
+    const int64_t first_line = std::min(end, begin + before_line(out + begin));
+    const int64_t lines = (end - first_line) / kLine * kLine;
     store_vectors(begin, first_line);
     for (int64_t at = first_line; at < first_line + lines; at += kLine) store_line(at, std::true_type{});
     store_vectors(first_line + lines, end);
@@ -180,8 +186,7 @@ NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const
   if constexpr (std::is_same_v<std::decay_t<Steps>, NoSteps>) {
     map_vectors<kStream>(out, begin, end, f, ahead);
   } else {
-    const int64_t before_line = -reinterpret_cast<uintptr_t>(out + begin) % 64 / sizeof(T);
-    int64_t stop = begin + before_line;  // steps are whole lines
+    int64_t stop = begin + before_line(out + begin);  // steps are whole lines
     for (int64_t at = begin; at < end; at = stop) {
       stop = end - stop < kStep + kStep / 4 ? end : stop + kStep;
       other.step();

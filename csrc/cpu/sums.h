@@ -23,11 +23,27 @@ NORMEXT_INLINE inline V keep(V x, Lanes lanes) {
   return lanes.begin == 0 && lanes.end == kLanes ? x : keep_lanes(x, lanes.begin, lanes.end);
 }
 
+// Vectors of short sums.
+template <class V, int kCount>
+struct ShortSums {
+  using Part = V;
+  static constexpr int kSums = kCount;
+  V sums[kCount] = {};
+
+  ShortSums& operator+=(const ShortSums& other) {
+    for (int i = 0; i < kCount; ++i) sums[i] = sums[i] + other.sums[i];
+    return *this;
+  }
+  void flush(Doubles (&totals)[kCount]) const {
+    for (int i = 0; i < kCount; ++i) totals[i] += widen(sums[i]);
+  }
+};
+
 template <class Sum>
-Sum join(const Sum (&chains)[kChains]) {
-  Sum total = chains[0] + chains[1];
-  if constexpr (kChains == 4) total = total + (chains[2] + chains[3]);
-  return total;
+Sum join(Sum (&chains)[kChains]) {
+  chains[0] += chains[1];
+  if constexpr (kChains == 4) chains[2] += chains[3], chains[0] += chains[2];
+  return chains[0];
 }
 
 // ------------------------------------------------------------------------------------------------ mean and variance
@@ -55,20 +71,14 @@ inline double reciprocal_std(double variance, double eps) { return 1.0 / std::sq
 // Sums of d and d^2 for d = x - shift, in one pass and in float32, which leaves the mean and the variance as exact as
 // float64 arithmetic rounded if the shift lies within a few deviations of the mean: see sound().
 template <class T>
-struct MomentSums {
+struct MomentSums : ShortSums<Vector<T>, 2> {
   static constexpr bool kDot = false;
-  static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;  // input; shift
-  Vector<T> first{}, second{};
+  static constexpr int kInputs = 1, kCoefficients = 1;  // input; shift
 
   NORMEXT_INLINE void add(const Vector<T> (&in)[1], const Vector<T> (&shift)[1], Lanes lanes = {}) {
     const Vector<T> d = keep(in[0] - shift[0], lanes);
-    first = first + d;
-    second = fma(d, d, second);
-  }
-  MomentSums operator+(const MomentSums& other) const { return {first + other.first, second + other.second}; }
-  void flush(Doubles (&sums)[2]) const {
-    sums[0] += widen(first);
-    sums[1] += widen(second);
+    this->sums[0] = this->sums[0] + d;
+    this->sums[1] = fma(d, d, this->sums[1]);
   }
 };
 
@@ -78,20 +88,14 @@ struct MomentSums {
 // below n * 2^-53. float64 inputs have no wider type to be summed in: they are summed twice, the second time about the
 // mean of the first.
 template <class T>
-struct WideMomentSums {
+struct WideMomentSums : ShortSums<Doubles, 2> {
   static constexpr bool kDot = false;
-  static constexpr int kInputs = 1, kCoefficients = 1, kSums = 2;
-  Doubles first{}, second{};
+  static constexpr int kInputs = 1, kCoefficients = 1;
 
   NORMEXT_INLINE void add(const Vector<T> (&in)[1], const Vector<T> (&shift)[1], Lanes lanes = {}) {
     const Doubles d = keep(widen(in[0]) - widen(shift[0]), lanes);
-    first += d;
-    second = fma(d, d, second);
-  }
-  WideMomentSums operator+(const WideMomentSums& other) const { return {first + other.first, second + other.second}; }
-  void flush(Doubles (&sums)[2]) const {
-    sums[0] += first;
-    sums[1] += second;
+    sums[0] += d;
+    sums[1] = fma(d, d, sums[1]);
   }
 };
 
@@ -130,43 +134,28 @@ auto sound(double count, D first, D second, double eps) {
 // to float32: it tells by how much, in units of the deviation, and the gradients are corrected by it. That keeps them
 // right for a mean a million times the deviation.
 template <class T>
-struct GradientSums {
+struct GradientSums : ShortSums<Vector<T>, 3> {
   static constexpr bool kDot = false;
-  static constexpr int kInputs = 2, kCoefficients = 2, kSums = 3;  // g, x; mean, rstd
-  Vector<T> g{}, g_xhat{}, xhat{};
+  static constexpr int kInputs = 2, kCoefficients = 2;  // g, x; mean, rstd
 
   NORMEXT_INLINE void add(const Vector<T> (&in)[2], const Vector<T> (&k)[2], Lanes lanes = {}) {
-    const Vector<T> gradient = keep(in[0], lanes), normalized = keep((in[1] - k[0]) * k[1], lanes);
-    g = g + gradient;
-    g_xhat = fma(gradient, normalized, g_xhat);
-    xhat = xhat + normalized;
-  }
-  GradientSums operator+(const GradientSums& other) const {
-    return {g + other.g, g_xhat + other.g_xhat, xhat + other.xhat};
-  }
-  void flush(Doubles (&sums)[3]) const {
-    sums[0] += widen(g);
-    sums[1] += widen(g_xhat);
-    sums[2] += widen(xhat);
+    const Vector<T> g = keep(in[0], lanes), xhat = keep((in[1] - k[0]) * k[1], lanes);
+    this->sums[0] = this->sums[0] + g;
+    this->sums[1] = fma(g, xhat, this->sums[1]);
+    this->sums[2] = this->sums[2] + xhat;
   }
 };
 
 // Sums of g and g * x, for half types: they make up for no rounding of the mean, which is far below theirs.
 template <class T>
-struct ProductSums {
+struct ProductSums : ShortSums<Vector<T>, 2> {
   static constexpr bool kDot = false;
-  static constexpr int kInputs = 2, kCoefficients = 1, kSums = 2;  // g, x; any
-  Vector<T> g{}, g_x{};
+  static constexpr int kInputs = 2, kCoefficients = 1;  // g, x; any
 
   NORMEXT_INLINE void add(const Vector<T> (&in)[2], const Vector<T> (&)[1], Lanes lanes = {}) {
-    const Vector<T> gradient = keep(in[0], lanes);
-    g = g + gradient;
-    g_x = fma(gradient, in[1], g_x);
-  }
-  ProductSums operator+(const ProductSums& other) const { return {g + other.g, g_x + other.g_x}; }
-  void flush(Doubles (&sums)[2]) const {
-    sums[0] += widen(g);
-    sums[1] += widen(g_x);
+    const Vector<T> g = keep(in[0], lanes);
+    this->sums[0] = this->sums[0] + g;
+    this->sums[1] = fma(g, in[1], this->sums[1]);
   }
 };
 
