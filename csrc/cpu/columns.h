@@ -62,11 +62,15 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
   const auto add_rows = [&](int64_t row, auto rows) {
     const int64_t begin = row * block.width + block.column, columns = columns_of(row + rows - 1);
     if constexpr (Sum::kDot) {
-      for (int64_t at = 0; at < columns; at += kPairLanes) {
-        const DotColumns<Sum> sums(in, begin + at, block.width, rows, std::min(kPairLanes, columns - at));
-        add(at, sums.evens);
-        add(at + kLanes, sums.odds);
-      }
+      const auto add_pair = [&](int64_t at, int64_t count) NORMEXT_INLINE {
+        Sum evens, odds;
+        add_dot_rows(in, begin + at, block.width, rows, count, evens, odds);
+        add(at, evens);
+        add(at + kLanes, odds);
+      };
+      int64_t at = 0;
+      for (; at + kPairLanes <= columns; at += kPairLanes) add_pair(at, kPairLanes);
+      if (at < columns) add_pair(at, columns - at);
     } else {
       for_vectors_once(0, columns, [&](int64_t at, int64_t count) NORMEXT_INLINE {
         Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];

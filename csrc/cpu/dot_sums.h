@@ -121,24 +121,20 @@ NORMEXT_INLINE inline Sum short_dot_sum(const BFloat16* const (&from)[Sum::kInpu
   return join(chains);
 }
 
-// Sums down a few columns, at most a vector of pairs, of a few rows: evens, and odds.
+// Adds a few rows of `count` columns, at most a vector of pairs.
 template <class Sum>
-struct DotColumns {
-  Sum evens, odds;
-
-  NORMEXT_INLINE DotColumns(const BFloat16* const (&from)[Sum::kInputs], int64_t begin, int64_t stride, int64_t rows,
-                            int64_t count) {
-    for (int64_t r = 0; r < rows; ++r) {
-      Pairs in[Sum::kInputs];
-      for (int k = 0; k < Sum::kInputs; ++k) {
-        const BFloat16* const p = from[k] + begin + r * stride;
-        __builtin_prefetch(p + rows * stride, 0, 2);  // of the next rows: see Inputs::prefetch
-        in[k] = load_pairs(p, count);
-      }
-      add_pairs(in, evens, odds);
+NORMEXT_INLINE inline void add_dot_rows(const BFloat16* const (&from)[Sum::kInputs], int64_t begin, int64_t stride,
+                                        int64_t rows, int64_t count, Sum& evens, Sum& odds) {
+  for (int64_t r = 0; r < rows; ++r) {
+    Pairs in[Sum::kInputs];
+    for (int k = 0; k < Sum::kInputs; ++k) {
+      const BFloat16* const p = from[k] + begin + r * stride;
+      __builtin_prefetch(p + rows * stride, 0, 2);  // of the next rows: see Inputs::prefetch
+      in[k] = load_pairs(p, count);
     }
+    add_pairs(in, evens, odds);
   }
-};
+}
 
 // From evens and odds to the first half of both in order, and the second.
 template <int... kLane>
