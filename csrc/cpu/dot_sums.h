@@ -1,5 +1,5 @@
 // dot_sums.h -- sums of bfloat16 as dot products: of x with itself, of g with x. A vector of them is taken apart into
-// evens and odds, floats both by a shift or a mask, where putting them into order first would take twice as much.
+// evens and odds, floats both once they are moved up or masked, where order would take twice as much.
 //
 // They are taken about zero rather than about a shift, so that a product of two bfloat16 is exact in float32: good
 // where sound() says so, as it does unless the mean is far from zero or the variance next to it. What they are short

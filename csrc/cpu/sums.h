@@ -2,7 +2,8 @@
 //
 // A kernel adds up to kShort vectors to a short sum (MomentSums, GradientSums) and flushes it into float64 totals. The
 // short sum is made of kChains sums that do not wait for each other's additions. No float32 value goes through more
-// than sixteen of them: its rounding stays within the last bits of a result.
+// than sixteen of them: its rounding stays within the last bits of a result. (Down columns, a short sum is of a few
+// rows: columns.h.)
 #pragma once
 #include <cmath>
 
@@ -23,7 +24,7 @@ NORMEXT_INLINE inline V keep(V x, Lanes lanes) {
   return lanes.begin == 0 && lanes.end == kLanes ? x : keep_lanes(x, lanes.begin, lanes.end);
 }
 
-// Vectors of short sums.
+// What all kinds of sums are made of: vectors that are added up, each lane for itself.
 template <class V, int kCount>
 struct ShortSums {
   using Part = V;
@@ -42,7 +43,10 @@ struct ShortSums {
 template <class Sum>
 Sum join(Sum (&chains)[kChains]) {
   chains[0] += chains[1];
-  if constexpr (kChains == 4) chains[2] += chains[3], chains[0] += chains[2];
+  if constexpr (kChains == 4) {
+    chains[2] += chains[3];
+    chains[0] += chains[2];
+  }
   return chains[0];
 }
 
