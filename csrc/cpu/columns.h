@@ -12,6 +12,7 @@ namespace normext::cpu::NORMEXT_ISA {
 constexpr int64_t kRowsAtOnce = 8;   // rows in a short sum of columns: see sums.h
 constexpr int64_t kPartsAtOnce = 8;  // short sums of half types that are added up before they go to the totals
 
+// float32 is not exact enough for that.
 template <class Sum, class T>
 constexpr bool kInParts = sizeof(T) == 2 && std::is_same_v<typename Sum::Part, Floats>;
 
@@ -48,8 +49,9 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
                     const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],
                     ColumnTable<double> (&totals)[Sum::kSums]) {
   const Inputs<T, Sum::kInputs> inputs(in);
-  ColumnTable<float> parts[kInParts<Sum, T> ? Sum::kSums : 0];
-  for (auto& part : parts) std::fill_n(part.at, block.size() + part.kRoom, 0);
+  ColumnTable<float> parts[Sum::kSums];
+  if constexpr (kInParts<Sum, T>)
+    for (auto& part : parts) std::fill_n(part.at, block.size() + part.kRoom, 0);
   const auto add = [&](int64_t at, const Sum& sum) NORMEXT_INLINE {
     for (int i = 0; i < Sum::kSums; ++i) {
       if constexpr (kInParts<Sum, T>)
@@ -86,7 +88,8 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
     }
   };
   const auto flush = [&](int64_t columns) {
-    for (int i = 0; i < Sum::kSums && kInParts<Sum, T>; ++i) {
+    if (!kInParts<Sum, T>) return;
+    for (int i = 0; i < Sum::kSums; ++i) {
       for (int64_t at = 0; at < columns; at += 2 * kLanes) {
         float* const part = parts[i].at + at;
         double* const to = totals[i].at + at;

@@ -31,7 +31,7 @@ struct LayerNormGradients {
         rows(op.rows),
         columns(op.columns) {}
 
-  // Half types do without x - mean there, and without the sum of xhat.
+  // Whether the mean is so near zero that half types do without x - mean, and without the sum of xhat.
   bool near(int64_t row) const { return sizeof(T) == 2 && near_zero(mean[row], rstd[row]) && rstd[row] < 0x1p80f; }
 
   // Adds Sum (sums.h) over one piece of a row to its totals.

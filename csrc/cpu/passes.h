@@ -217,7 +217,7 @@ struct Stage {
     const auto bytes = reinterpret_cast<const char*>(at);
     const auto to = reinterpret_cast<char*>(out);
     const int64_t size = count * static_cast<int64_t>(sizeof(T));
-    const int64_t head = std::min<int64_t>(size, -reinterpret_cast<uintptr_t>(to) % 64);
+    const int64_t head = std::min(size, before_line(to));
     const int64_t lines_end = head + (size - head) / 64 * 64;
     memcpy(to, bytes, head);
     stream_bytes(bytes + head, to + head, lines_end - head);
