@@ -28,7 +28,9 @@ def select(arguments: argparse.Namespace) -> list[Case]:
     selected = []
     for shape in cases.cases(arguments.device):
         for dtype in arguments.dtype:
-            case = dataclasses.replace(shape, dtype=getattr(torch, dtype), compiled=shape.compiled or arguments.full)
+            # On a GPU, where a case takes a fraction of a second, compiling them all would take most of an hour.
+            compiled = shape.compiled or (arguments.full and arguments.device == "cpu")
+            case = dataclasses.replace(shape, dtype=getattr(torch, dtype), compiled=compiled)
             directions = tuple(
                 direction
                 for direction in case.directions
