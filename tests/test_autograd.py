@@ -256,4 +256,4 @@ def test_autocast_gives_the_dtype_that_torch_gives(
         output.sum().backward()
         results.append((output, module.weight.grad, module.bias.grad))
     for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)  # torch's own error in half precision
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=6e-2)  # what torch is off by, where zero is right

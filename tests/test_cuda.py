@@ -192,11 +192,12 @@ def test_autocast_gives_the_dtype_that_torch_gives(norm: str, dtype: torch.dtype
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_misaligned_views(layer: Callable, layout: Callable, dtype: torch.dtype, offset: int) -> None:
-    """A pointer that no vector access may use."""
+    """A pointer that no vector access may use. Sums may be grouped otherwise: the last digits of the largest differ."""
     module, (x, grad_output) = layer().to("cuda", dtype), (layout(images(dtype)) for _ in range(2))
     found = step(module, off_by(x, offset), off_by(grad_output, offset))
     for ours, wanted in zip(found, step(module, x, grad_output), strict=True):
-        torch.testing.assert_close(ours, wanted)
+        relative = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(ours, wanted, rtol=relative, atol=relative * wanted.abs().max().item())
 
 
 @pytest.mark.parametrize("norm", ["layer_norm of many rows", "layer_norm of a long row", "NCHW", "NHWC"])
