@@ -1,8 +1,9 @@
 // layer_norm_forward.cuh -- LayerNorm forward: a row is read once, and stays in registers until it is written.
 //
-// kLanes threads share a row, each with kVecs vectors of it; short rows share a block, and the longest are spread over
-// the blocks of a cluster. The variance is taken in two passes over the registers. Who computes what depends on the
-// row's length alone, and how it is loaded on its alignment, so a row's result does not depend on the batch it is in.
+// Blocks are as many as run at once. Each holds weight and bias in shared memory and goes through its share of the
+// rows, the next row's vectors on their way while the current one is computed. kLanes threads share a row, each with
+// kVecs vectors of it. The variance is taken in two passes over the registers. Who computes what depends on the row's
+// length alone, and how it is loaded on its alignment, so a row's result does not depend on the batch it is in.
 #pragma once
 #include "launch.cuh"
 #include "layer_norm_long.cuh"
@@ -10,49 +11,45 @@
 #include "ops/layer_norm.h"
 #include "reduce.cuh"
 #include "row.cuh"
+#include "shared_parameters.cuh"
 
 namespace normext::cuda {
 
-// A row's values in registers.
-template <class T, int kVecs, class Part>
+// A row's vectors. Half types stay packed, and are widened anew in every pass: that takes half of the registers.
+template <class T, int kVecs, bool kAligned, class Part>
 struct Row {
   using A = Compute<T>;
   Part part;
-  A x[kVecs][kVec<T>];
+  Pack<T> packs[kVecs] = {};
+  A first = 0;  // the row's first value
 
-  __device__ Row(const Part& place, const Pack<T> (&packs)[kVecs]) : part(place) {
-    for_each([&](A& value, int v, int i) { value = packs[v][i]; });
+  __device__ explicit Row(const Part& place) : part(place) {}
+  __device__ void load(const T* row) {
+    part.load(row, kAligned, packs);
+    first = widen(__ldg(row));
   }
 
-  // f(value, vector, index in the vector)
-  template <class F>
-  __device__ void for_each(const F& f) {
+  // x * scale - about, for a vector's values x: exact where the two are near, since the scale is a power of two.
+  __device__ void differences(int v, A scale, A about, A (&out)[kVec<T>]) {
+    if constexpr (sizeof(T) == 2) opaque(packs[v].words);
 #pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-#pragma unroll
-      for (int i = 0; i < kVec<T>; ++i) f(x[v][i], v, i);
-    }
+    for (int i = 0; i < kVec<T>; ++i) out[i] = fma(packs[v][i], scale, -about);
   }
 
-  // Gives columns beyond the row's end a value. Few threads have any, so the test is one a vector.
-  __device__ void fill_beyond(A value) {
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      if (part.is_whole(v)) continue;
-#pragma unroll
-      for (int i = 0; i < kVec<T>; ++i)
-        if (part.column(v) + i >= part.end()) x[v][i] = value;
-    }
-  }
-
-  // totals = sum of f(x) over this thread's values, pairwise within a vector: short sums round less.
+  // totals = sum of f(difference) over this thread's values, pairwise within a vector: short sums round less.
   template <int kCount, class F>
-  __device__ void sum(const F& f, A (&totals)[kCount]) const {
+  __device__ void sum(A scale, A about, const F& f, A (&totals)[kCount]) {
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
-      A terms[kVec<T>][kCount];
+      A d[kVec<T>], terms[kVec<T>][kCount];
+      differences(v, scale, about, d);
 #pragma unroll
-      for (int i = 0; i < kVec<T>; ++i) f(x[v][i], terms[i]);
+      for (int i = 0; i < kVec<T>; ++i) {
+        f(d[i], terms[i]);
+        if (kAligned || part.column(v) + i < part.end()) continue;
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) terms[i][k] = 0;
+      }
 #pragma unroll
       for (int half = kVec<T> / 2; half > 0; half /= 2) {
 #pragma unroll
@@ -61,8 +58,9 @@ struct Row {
           for (int k = 0; k < kCount; ++k) terms[i][k] += terms[i + half][k];
         }
       }
+      const bool exists = part.column(v) < part.end();
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) totals[k] = v == 0 ? terms[0][k] : totals[k] + terms[0][k];
+      for (int k = 0; k < kCount; ++k) totals[k] = (v == 0 ? A(0) : totals[k]) + (exists ? terms[0][k] : A(0));
     }
   }
 };
@@ -82,124 +80,142 @@ struct RowStatistics {
   }
 };
 
-// Leaves the row multiplied by the statistics' scale, and in columns beyond its end what must not be looked at. The
-// shift is any value of the row: taken off first, it leaves a constant row zeros, and a far mean its last digits.
-template <class Row, class GroupSum>
-__device__ auto row_statistics(Row& row, typename Row::A inverse_n, typename Row::A shift, GroupSum& group_sum) {
-  using A = typename Row::A;
+// First the mean, as the mean of differences from the row's first value: so a constant row leaves zeros, and a mean far
+// from zero its last digits. Then the variance, about that mean.
+template <class Row, class GroupSum, class A = typename Row::A>
+__device__ RowStatistics<A> row_statistics(Row& row, A inverse_n, GroupSum& group_sum) {
   RowStatistics<A> s;
   for (bool again = false;; again = true) {
-    shift *= s.scale;
-    row.fill_beyond(shift);
-    A first[1];
-    row.sum([&](A v, A(&out)[1]) { out[0] = v - shift; }, first);
-    group_sum(first);
-    s.center = shift + first[0] * inverse_n;
+    const A first = row.first * s.scale;
+    A total[1];
+    row.sum(s.scale, first, [](A d, A(&out)[1]) { out[0] = d; }, total);
+    group_sum(total);
+    s.center = first + total[0] * inverse_n;
 
-    row.fill_beyond(s.center);
-    A second[2];
+    A sums[2];
     row.sum(
-        [&](A v, A(&out)[2]) {
-          out[0] = v - s.center;
-          out[1] = out[0] * out[0];
+        s.scale, s.center,
+        [](A d, A(&out)[2]) {
+          out[0] = d;
+          out[1] = d * d;
         },
-        second);
-    group_sum(second);
-    s.low = second[0] * inverse_n;
-    const A variance = second[1] * inverse_n - s.low * s.low;
+        sums);
+    group_sum(sums);
+    s.low = sums[0] * inverse_n;
+    const A variance = sums[1] * inverse_n - s.low * s.low;
     s.variance = variance < 0 ? 0 : variance;  // NaN stays NaN
 
     if (again) return s;
-    s.scale = scale_for(second[1], s.center);
+    s.scale = scale_for(sums[1], s.center);
     // Rows that share a warp go round together, since a shuffle wants all of its lanes. A scale of 1 changes nothing.
     if (!__any_sync(0xffffffffu, s.scale != 1)) return s;
-    row.for_each([&](A& value, int, int) { value *= s.scale; });
   }
 }
 
-// Blocks that fit on an SM at once, by the registers they need: 64 a thread for two vectors, 128 for more.
-template <int kLanes, int kVecs>
-constexpr int kForwardBlocks = (kVecs <= 2 ? 1024 : 512) / kRowThreads<kLanes>;
+// Whether the next row is on its way while a row is computed. A block of 1024 threads has no registers for it, and
+// single elements on their way need one each.
+template <int kLanes, bool kAligned>
+constexpr bool kPrefetch = kAligned && kLanes < 1024;
 
-template <class T, int kLanes, int kVecs, bool kCluster, bool kAligned>
-__global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kVecs>)
-    layer_norm_forward_kernel(const LayerNormForward op, const Compute<T> inverse_n) {
+// Blocks that fit on an SM at once, by the registers they need: 64 a thread for two vectors, 80 for four.
+template <int kLanes, int kVecs, bool kAligned>
+constexpr int kForwardBlocks = (kLanes == 1024 ? 1024
+                                : !kAligned    ? 512
+                                : kVecs <= 2   ? 1024
+                                               : 768) /
+                               kRowThreads<kLanes>;
+
+template <class T, int kLanes, int kVecs, bool kAligned>
+__global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kVecs, kAligned>)
+    layer_norm_forward_kernel(const LayerNormForward op, const unsigned blocks, const Compute<T> inverse_n) {
   using A = Compute<T>;
-  using Sum = GroupSum<A, 2, kRowThreads<kLanes>, kLanes, kCluster>;
+  using Part = RowPart<T, kLanes, kVecs, false>;
+  using Sum = GroupSum<A, 2, kRowThreads<kLanes>, kLanes, false>;
   SHARED_ARRAY(A, exchange, Sum::kSharedValues);
+  DYNAMIC_SHARED(char, shared);
   Sum group_sum(exchange);
+  const SharedParameters<T> parameters(shared, op.param_dtype, op.columns);
 
-  const RowPart<T, kLanes, kVecs, kCluster> part(op.columns);
-  const int64_t index = part.row();
-  // A row too many is computed along, as zeros: its lanes are needed.
-  const bool exists = decltype(part)::kRows == 1 || index < op.rows;
-  const T* const input = static_cast<const T*>(op.input) + index * op.columns;
-  Pack<T> packs[kVecs] = {};
-  if (exists) part.load(input, kAligned, packs);
-  Row row(part, packs);
+  const Part part(op.columns);
+  const auto load = [&](int64_t index) {
+    Row<T, kVecs, kAligned, Part> row(part);
+    if (index < op.rows) row.load(static_cast<const T*>(op.input) + index * op.columns);
+    return row;  // a row too many is computed along, as zeros: its lanes are needed
+  };
+  const int64_t row_step = static_cast<int64_t>(blocks) * Part::kRows;
+  int64_t index = part.row();
+  Row<T, kVecs, kAligned, Part> next(part);
+  if constexpr (kPrefetch<kLanes, kAligned>) next = load(index);
+  parameters.fetch(op.weight, op.bias, kAligned);
+  __syncthreads();
 
-  const auto s = row_statistics(row, inverse_n, exists ? widen(*input) : A(0), group_sum);
-  group_sum.leave();
-  const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
-  if (exists) {
+  for (; index - part.row_of_block() < op.rows; index += row_step) {
+    opaque(index);
+    auto row = kPrefetch<kLanes, kAligned> ? next : load(index);
+    if constexpr (kPrefetch<kLanes, kAligned>) next = load(index + row_step);
+
+    const auto s = row_statistics(row, inverse_n, group_sum);
+    if (index >= op.rows) continue;
+    const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
     if (part.is_first_of_row()) {
       static_cast<A*>(op.mean)[index] = s.mean();
       static_cast<A*>(op.rstd)[index] = scaled_rstd * s.scale;
     }
     T* const output = static_cast<T*>(op.output) + index * op.columns;
-    with_parameter_type<T>(op.param_dtype, [&]<class P>(Type<P>) {
-      const P *weights = static_cast<const P*>(op.weight), *biases = static_cast<const P*>(op.bias);
+    parameters.with_type([&]<class P>(Type<P> type) {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
-        A weight[kVec<T>], bias[kVec<T>], y[kVec<T>];
-        load_parameters(weights, part.column(v), part.end(), kAligned, A(1), weight);
-        load_parameters(biases, part.column(v), part.end(), kAligned, A(0), bias);
+        if (part.column(v) >= part.end()) break;
+        A d[kVec<T>], weight[kVec<T>], bias[kVec<T>], y[kVec<T>];
+        row.differences(v, s.scale, s.center, d);
+        parameters.read(type, part.column(v), weight, bias);
 #pragma unroll
-        for (int i = 0; i < kVec<T>; ++i) y[i] = fma(fma(row.x[v][i] - s.center, scaled_rstd, low), weight[i], bias[i]);
+        for (int i = 0; i < kVec<T>; ++i) y[i] = fma(fma(d[i], scaled_rstd, low), weight[i], bias[i]);
         store_row(output, part.column(v), part.end(), kAligned, y);
       }
     });
   }
-  group_sum.finish();
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
-template <class T, int kLanes, int kVecs, bool kCluster = false>
-void launch_layer_norm_forward(const LayerNormForward& op, Run& run, bool aligned, int cluster = 1) {
-  const int64_t blocks = ceil_div(op.rows, RowPart<T, kLanes, kVecs, kCluster>::kRows) * cluster;
-  run.launch(aligned ? layer_norm_forward_kernel<T, kLanes, kVecs, kCluster, true>
-                     : layer_norm_forward_kernel<T, kLanes, kVecs, kCluster, false>,
-             {.grid = grid_of(blocks), .block = kRowThreads<kLanes>, .cluster = static_cast<unsigned>(cluster)}, op,
-             1 / static_cast<Compute<T>>(op.columns));
+constexpr int64_t kExchangeBytes = 2048;  // room for a block's static shared memory, and what the system takes
+
+template <class T, int kLanes, int kVecs, bool kAligned>
+void launch_layer_norm_forward(const LayerNormForward& op, Run& run) {
+  const int64_t bytes = shared_parameter_bytes<T>(op.param_dtype, op.columns);
+  const int64_t fit = std::min<int64_t>(kForwardBlocks<kLanes, kVecs, kAligned>,
+                                        run.device.max_shared_bytes / (bytes + kExchangeBytes));
+  const int64_t blocks = std::min(run.device.sm_count * fit, ceil_div(op.rows, kRowThreads<kLanes> / kLanes));
+  run.launch(layer_norm_forward_kernel<T, kLanes, kVecs, kAligned>,
+             {.grid = grid_of(blocks), .block = kRowThreads<kLanes>, .shared_bytes = static_cast<size_t>(bytes)}, op,
+             grid_of(blocks), 1 / static_cast<Compute<T>>(op.columns));
 }
 
 template <class T>
 void layer_norm_forward(const LayerNormForward& op, Run& run) {
   const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.input, op.output, op.weight, op.bias);
-  const auto launch = [&]<int kLanes, int kVecs>() { launch_layer_norm_forward<T, kLanes, kVecs>(op, run, aligned); };
+  const auto launch = [&]<int kLanes, int kVecs>() {
+    if (aligned)
+      launch_layer_norm_forward<T, kLanes, kVecs, true>(op, run);
+    else
+      launch_layer_norm_forward<T, kLanes, kVecs, false>(op, run);
+  };
   const int64_t vectors = ceil_div(op.columns, kVec<T>);
-  // A part of a warp: no barrier. Few lanes with several vectors each, which share what is the same for a whole row
-  // (short rows are a matter of instructions, not of memory), and have more loads on the way.
+  if (shared_parameter_bytes<T>(op.param_dtype, op.columns) + kExchangeBytes > run.device.max_shared_bytes)
+    return long_layer_norm_forward<T>(op, run, aligned);
+  // A part of a warp: no barrier.
   if (vectors <= 4) return launch.template operator()<4, 1>();
   if (vectors <= 8) return launch.template operator()<4, 2>();
   if (vectors <= 16) return launch.template operator()<8, 2>();
-  if (vectors <= 32) return launch.template operator()<8, 4>();
+  if (vectors <= 32) return launch.template operator()<16, 2>();
   if (vectors <= 64) return launch.template operator()<16, 4>();
   if (vectors <= 128) return launch.template operator()<32, 4>();
-  // A block: more threads before more vectors, until a block of 512 leaves room for a second one on an SM no more.
+  // A block.
   if (vectors <= 256) return launch.template operator()<128, 2>();
   if (vectors <= 512) return launch.template operator()<128, 4>();
   if (vectors <= 1024) return launch.template operator()<256, 4>();
   if (vectors <= 2048) return launch.template operator()<512, 4>();
-  constexpr int kVecs = sizeof(T) == 2 ? 4 : 8;  // eight vectors of half types are 64 values: too many registers
-  if constexpr (kVecs == 8) {
-    if (vectors <= 4096) return launch.template operator()<512, 8>();
-  }
-  // A cluster, as small as holds the row: what a block waits for grows with the number of its peers.
-  for (int cluster = 2; cluster <= kMaxCluster && run.device.has_clusters; cluster *= 2) {
-    if (vectors <= cluster * 512 * kVecs)
-      return launch_layer_norm_forward<T, 512, kVecs, true>(op, run, aligned, cluster);
-  }
+  if (vectors <= 4096 && aligned) return launch_layer_norm_forward<T, 1024, 4, true>(op, run);
   long_layer_norm_forward<T>(op, run, aligned);
 }
 
