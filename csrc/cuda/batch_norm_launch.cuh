@@ -104,23 +104,41 @@ struct OnChip {
   int64_t stash_size;  // elements
 };
 
-// Small channels take small blocks, several of which share an SM.
-constexpr int kSmallThreads = 128, kLargeThreads = 512;
-constexpr int64_t kSmallStash = 16384;  // bytes
+// Blocks on one SM take turns: while some load, others sum and store. So the more of them share an SM the better, with
+// what threads they need for loads enough to be on their way.
+struct BlockSize {
+  int threads;
+  int64_t most;  // bytes that its stashes take
+};
+constexpr BlockSize kBlockSizes[] = {{128, 26 << 10}, {256, 74 << 10}, {512, 112 << 10}};  // eight, three, two on an SM
+constexpr int64_t kLeastShare = 2 << 10;  // bytes of a channel that are worth a block of their own
 
 template <class T>
 OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int arrays) {
   constexpr int kExchangeBytes = 2048;  // room for the kernels' static shared memory
   if (channels_innermost(shape)) return {};
   const Planes planes = planes_of(shape);
-  const auto bytes = [&](int64_t elements) { return elements * arrays * static_cast<int64_t>(sizeof(T)); };
-  const int64_t small = stash_elements(planes, size, kSmallThreads, 1);
-  if (bytes(small) <= kSmallStash) return {kSmallThreads, 1, small};
-  for (int cluster = 1; cluster <= (device.has_clusters ? kMaxCluster : 1); cluster *= 2) {
-    const int64_t large = stash_elements(planes, size, kLargeThreads, cluster);
-    // With blocks for half of the SMs or fewer, the memory is idle for most of the time: more blocks, or slices.
-    if (bytes(large) <= device.max_shared_bytes - kExchangeBytes && 2 * shape.channels * cluster > device.sm_count)
-      return {kLargeThreads, cluster, large};
+  const int most_blocks = device.has_clusters ? kMaxCluster : 1;
+  const auto make = [&](int threads, int cluster) -> OnChip {
+    return {threads, cluster, stash_elements(planes, size, threads, cluster)};
+  };
+  const auto bytes = [&](const OnChip& how) { return how.stash_size * arrays * static_cast<int64_t>(sizeof(T)); };
+  // Few channels: all of them at once, one block an SM.
+  if (shape.channels <= device.sm_count) {
+    const int64_t all = planes.elements() * arrays * static_cast<int64_t>(sizeof(T));
+    int cluster = 1;
+    while (2 * cluster <= most_blocks && 2 * cluster * shape.channels <= device.sm_count &&
+           all >= 2 * cluster * kLeastShare)
+      cluster *= 2;
+    const OnChip how = make(all / cluster <= kBlockSizes[0].most ? 256 : 512, cluster);
+    if (bytes(how) <= device.max_shared_bytes - kExchangeBytes) return how;
+  }
+  // Many: as few blocks for a channel as leave room on the SM for others.
+  for (const auto& [threads, most] : kBlockSizes) {
+    for (int cluster = 1; cluster <= (threads > 128 ? most_blocks : 1); cluster *= 2) {
+      const OnChip how = make(threads, cluster);
+      if (bytes(how) <= std::min(most, int64_t{device.max_shared_bytes} - kExchangeBytes)) return how;
+    }
   }
   return {};
 }
@@ -134,12 +152,14 @@ void launch_on_chip(const Op& op, Run& run, const OnChip& how, int size, int arr
                         .block = static_cast<unsigned>(how.threads),
                         .shared_bytes = static_cast<size_t>(how.stash_size * arrays) * sizeof(T),
                         .cluster = static_cast<unsigned>(how.cluster)};
-    if (how.threads == kSmallThreads)
-      run.launch(Kernels::template of<kSize, kSmallThreads, false>(), config, op, slices, arguments...);
-    else if (how.cluster == 1)
-      run.launch(Kernels::template of<kSize, kLargeThreads, false>(), config, op, slices, arguments...);
-    else
-      run.launch(Kernels::template of<kSize, kLargeThreads, true>(), config, op, slices, arguments...);
+    const auto with = [&]<int kThreads, bool kCluster>() {
+      run.launch(Kernels::template of<kSize, kThreads, kCluster>(), config, op, slices, arguments...);
+    };
+    if (how.threads == 128) return with.template operator()<128, false>();
+    if (how.threads == 256 && how.cluster == 1) return with.template operator()<256, false>();
+    if (how.threads == 256) return with.template operator()<256, true>();
+    if (how.cluster == 1) return with.template operator()<512, false>();
+    with.template operator()<512, true>();
   };
   if (size > 1)
     launch.template operator()<kVec<T>>();

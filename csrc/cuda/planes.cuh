@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 // Slices so that there are some blocks for every SM, and each thread of them has several tiles to go through.
 inline unsigned plane_slices(const Planes& planes, int sm_count) {
   constexpr int64_t kLeast = 16384;  // elements
-  const int64_t wanted = (8 * int64_t{sm_count} + planes.channels - 1) / planes.channels;
+  const int64_t wanted = (16 * int64_t{sm_count} + planes.channels - 1) / planes.channels;
   const int64_t most = (planes.elements() + kLeast - 1) / kLeast;
   return static_cast<unsigned>(wanted < most ? wanted : most);
 }
