@@ -108,6 +108,7 @@ template <class T>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_forward_kernel(const BatchNormForward op, const Partials partials, const Shift<T> shift_of,
                           const StoredCoefficients<Compute<T>, 3> coefficients) {
+  follow();
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kFinishChannels + threadIdx.x / kWarpSize;
   if (channel >= op.shape.channels) return;  // whole warps
   double sums[2];
@@ -124,6 +125,7 @@ template <class T>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_backward_kernel(const BatchNormBackward op, const Partials partials,
                            const StoredCoefficients<Compute<T>, 5> coefficients) {
+  follow();
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kFinishChannels + threadIdx.x / kWarpSize;
   if (channel >= op.shape.channels) return;
   double sums[3];

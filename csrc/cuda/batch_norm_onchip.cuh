@@ -45,7 +45,9 @@ inline int64_t stash_elements(const Planes& planes, int size, int threads, int c
 
 // Blocks that are to share an SM: see kBlockSizes.
 template <int kThreads>
-constexpr int kOnChipBlocks = kThreads == 128 ? 5 : kThreads == 256 ? 3 : 1;
+constexpr int kOnChipBlocks = kThreads == 128   ? 5
+                              : kThreads == 256 ? 3
+                                                : 1;
 
 template <class T, int kSize, int kThreads, bool kCluster>
 __global__ void __launch_bounds__(kThreads, kOnChipBlocks<kThreads>)

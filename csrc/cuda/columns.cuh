@@ -63,6 +63,7 @@ template <class T, class Sum, int kSize, class Coefficients>
 __global__ void __launch_bounds__(kColumnThreads, kColumnBlocks<Sum, kSize>)
     sum_columns_kernel(const Columns columns, const unsigned slices, const Inputs<T, Sum::kInputs> inputs,
                        const Coefficients coefficients, double* partials) {
+  follow();
   constexpr int kTile = 8 / Sum::kInputs;  // rows: as many as there are registers for
   using A = Compute<T>;
   SHARED_ARRAY(double, shared, kColumnWarps * kWarpSize * kSize);
@@ -130,6 +131,7 @@ template <class T, class Map, int kSize, class Coefficients>
 __global__ void __launch_bounds__(kColumnThreads, 2)
     map_columns_kernel(const Columns columns, const unsigned slices, const Inputs<T, Map::kInputs> inputs, T* output,
                        const Coefficients coefficients) {
+  follow();
   constexpr int kTile = 4;  // rows
   using A = Compute<T>;
   const ColumnPlace<kSize> place(columns, slices, gridDim.x - 1 - blockIdx.x);

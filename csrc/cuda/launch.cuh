@@ -33,12 +33,14 @@ class Run {
   void launch(void (*kernel)(Parameters...), Launch how, const Arguments&... arguments) {
     if (!launches_ || status_ != cudaSuccess) return;
     how.stream = stream_;
+    how.follows = follows_;
+    follows_ = true;
     status_ = cuda::launch(kernel, how, arguments...);
   }
   cudaError_t status() const { return status_; }
 
  private:
-  bool launches_ = false;
+  bool launches_ = false, follows_ = false;
   char* workspace_ = nullptr;
   int64_t used_ = 0;
   cudaStream_t stream_ = nullptr;

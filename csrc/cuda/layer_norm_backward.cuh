@@ -77,6 +77,7 @@ template <class T, int kLanes, int kVecs, bool kCluster, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, kVecs>)
     layer_norm_backward_kernel(const LayerNormBackward op, const PartialSums partials, const unsigned blocks,
                                const int lines_of_block, const Compute<T> inverse_n) {
+  follow();
   using A = Compute<T>;
   using Part = RowPart<T, kLanes, kVecs, kCluster>;
   using Sum = GroupSum<A, 3, kRowThreads<kLanes>, kLanes, kCluster>;
@@ -95,15 +96,16 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
     return in;
   };
 
+  const int64_t row_step = static_cast<int64_t>(blocks) * Part::kRows;
+  int64_t row = part.row();
+  RowInputs<T, kVecs> next;  // single elements on their way need a register each: too many for the next row's, too
+  if constexpr (kAligned) next = load(row);
+
   A weight[kVecs][kVec<T>];
 #pragma unroll
   for (int v = 0; v < kVecs; ++v)
     load_parameters<T>(op.weight, op.param_dtype, part.column(v), part.end(), kAligned, A(1), weight[v]);
 
-  const int64_t row_step = static_cast<int64_t>(blocks) * Part::kRows;
-  int64_t row = part.row();
-  RowInputs<T, kVecs> next;  // single elements on their way need a register each: too many for the next row's, too
-  if constexpr (kAligned) next = load(row);
   for (int line = 0; line < lines_of_block; ++line) {
     A weight_sum[kVecs][kVec<T>] = {}, bias_sum[kVecs][kVec<T>] = {};
     // All threads go round as often as the block's first row does: they meet at barriers.
@@ -197,9 +199,9 @@ void layer_norm_backward(const LayerNormBackward& op, Run& run) {
   if (vectors <= 256) return launch.template operator()<128, 2>();
   if (vectors <= 512) return launch.template operator()<256, 2>();
   if (vectors <= 1024) return launch.template operator()<512, 2>();
-  for (int cluster = 2; cluster <= kMaxCluster && run.device.has_clusters; cluster *= 2) {
-    if (vectors <= cluster * 1024) return launch_layer_norm_backward<T, 512, 2, true>(op, run, aligned, cluster);
-  }
+  // Two blocks. More, measured on an H200, lose more time waiting for each other than reading a row twice takes.
+  if (vectors <= 2048 && run.device.has_clusters)
+    return launch_layer_norm_backward<T, 512, 2, true>(op, run, aligned, 2);
   long_layer_norm_backward<T>(op, run, aligned);
 }
 

@@ -21,6 +21,7 @@ template <class T>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_rows_forward_kernel(const LayerNormForward op, const Partials partials, const Shift<T> shift_of,
                                const StoredCoefficients<Compute<T>, 3> coefficients) {
+  follow();
   using A = Compute<T>;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kFinishChannels + threadIdx.x / kWarpSize;
   if (row >= op.rows) return;  // whole warps
@@ -43,6 +44,7 @@ template <class T>
 __global__ void __launch_bounds__(kLongThreads)
     long_forward_kernel(const LayerNormForward op, const int64_t blocks_of_row,
                         const StoredCoefficients<Compute<T>, 3> coefficients, const bool aligned) {
+  follow();
   using A = Compute<T>;
   const int64_t block = gridDim.x - 1 - blockIdx.x, row = block / blocks_of_row;  // what was read last, first
   const int64_t column = (block % blocks_of_row * kLongThreads + threadIdx.x) * kVec<T>;
@@ -90,6 +92,7 @@ template <class T>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_rows_backward_kernel(const LayerNormBackward op, const Partials partials,
                                 const StoredCoefficients<Compute<T>, 3> coefficients) {
+  follow();
   using A = Compute<T>;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kFinishChannels + threadIdx.x / kWarpSize;
   if (row >= op.rows) return;
@@ -107,6 +110,7 @@ template <class T>
 __global__ void __launch_bounds__(kLongThreads)
     long_backward_kernel(const LayerNormBackward op, const PartialSums partials, const int64_t lines,
                          const StoredCoefficients<Compute<T>, 3> coefficients, const bool aligned) {
+  follow();
   using A = Compute<T>;
   const int64_t line = blockIdx.x % lines;
   const int64_t column = (blockIdx.x / lines * kLongThreads + threadIdx.x) * kVec<T>;

@@ -35,6 +35,7 @@ constexpr int kSumColumns = 32, kSumLines = 16;
 template <class T>
 __global__ void __launch_bounds__(kSumColumns* kSumLines)
     sum_partials_kernel(const LayerNormBackward op, const PartialSums partials, const int64_t lines) {
+  follow();
   SHARED_ARRAY(double, sums, kSumColumns* kSumLines);
   const void* from = blockIdx.y == 0 ? partials.weight : partials.bias;
   void* to = blockIdx.y == 0 ? op.grad_weight : op.grad_bias;
@@ -42,8 +43,17 @@ __global__ void __launch_bounds__(kSumColumns* kSumLines)
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + threadIdx.x;
   double sum = 0;
   if (column < op.columns) {
-    for (int64_t line = threadIdx.y; line < lines; line += kSumLines)
-      sum += static_cast<const Compute<T>*>(from)[line * op.columns + column];
+    const auto* const values = static_cast<const Compute<T>*>(from) + column;
+    constexpr int kTile = 8;  // loads on the way
+    int64_t line = threadIdx.y;
+    for (; line + (kTile - 1) * kSumLines < lines; line += kTile * kSumLines) {
+      Compute<T> tile[kTile];
+#pragma unroll
+      for (int t = 0; t < kTile; ++t) tile[t] = values[(line + t * kSumLines) * op.columns];
+#pragma unroll
+      for (int t = 0; t < kTile; ++t) sum += tile[t];
+    }
+    for (; line < lines; line += kSumLines) sum += values[line * op.columns];
   }
   sums[threadIdx.y * kSumColumns + threadIdx.x] = sum;
   __syncthreads();

@@ -128,6 +128,7 @@ __device__ void sum_planes(PlaneWalk<kSize, kThreads> walk, const In& inputs, Su
 template <class T, class Sum, int kSize, class In, class Coefficients>
 __global__ void __launch_bounds__(kPlaneThreads, 2)
     sum_planes_kernel(const PlaneSlices slices, const In inputs, const Coefficients coefficients, double* partials) {
+  follow();
   using Group = GroupSum<double, Sum::kSums, kPlaneThreads, kPlaneThreads, false>;
   SHARED_ARRAY(double, exchange, Group::kSharedValues);
   const unsigned channel = blockIdx.x / slices.slices, slice = blockIdx.x % slices.slices;
@@ -151,6 +152,7 @@ template <class T, class Map, int kSize, class Coefficients>
 __global__ void __launch_bounds__(kPlaneThreads, 2)
     map_planes_kernel(const PlaneSlices slices, const Inputs<T, Map::kInputs> inputs, T* output,
                       const Coefficients coefficients) {
+  follow();
   constexpr int kTile = kSize == 1 ? 8 : 4;
   using A = Compute<T>;
   const unsigned block = gridDim.x - 1 - blockIdx.x, channel = block / slices.slices, slice = block % slices.slices;

@@ -1,7 +1,7 @@
 // platform.cuh -- the only file that knows whether nvcc or the emulator (tests/emu) compiles the kernels.
 //
 // Kernels use CUDA's own names for threads, warps and barriers, and from here: SHARED_ARRAY and DYNAMIC_SHARED,
-// launch(), device(), and the cluster_ functions.
+// launch(), device(), follow(), and the cluster_ functions.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -26,6 +26,7 @@ struct Launch {
   cudaStream_t stream = nullptr;
   size_t shared_bytes = 0;  // of DYNAMIC_SHARED
   unsigned cluster = 1;
+  bool follows = false;  // the kernel before on this stream is of the same op: see follow()
 };
 
 // What a launch configuration may depend on.
@@ -82,17 +83,25 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          device().max_shared_bytes - static_cast<int>(code.sharedSizeBytes));
   }
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = how.cluster;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = how.cluster;
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
+  if (how.follows && device().has_clusters) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = how.grid;
   config.blockDim = how.block;
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = how.stream;
-  config.attrs = &cluster;
-  config.numAttrs = how.cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   return cudaGetLastError();  // of all the calls; what is reported here is not reported to whoever comes next
 }
@@ -103,6 +112,14 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
 __device__ inline void opaque(int64_t& value) { asm volatile("" : "+l"(value)); }
 __device__ inline void opaque(unsigned (&words)[4]) {
   asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+}
+
+// What every kernel begins with. An op's kernels are launched before those in front of them are through, to save the
+// time a launch takes: as soon as all blocks of the one before have come here. What it has written is there after this.
+__device__ inline void follow() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // Stores 16 bytes with one instruction, to an address aligned to them: from an assignment, nvcc makes four at times.
@@ -155,6 +172,8 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
               how.cluster);
   return cudaSuccess;
 }
+
+inline void follow() {}
 
 inline void opaque(int64_t&) {}
 inline void opaque(unsigned (&)[4]) {}
