@@ -104,15 +104,10 @@ struct OnChip {
   int64_t stash_size;  // elements
 };
 
-// Blocks on one SM take turns: while some load, others sum and store. So the more of them share an SM the better, with
-// what threads they need for loads enough to be on their way.
-struct BlockSize {
-  int threads;
-  int64_t most;  // bytes that its stashes take
-};
-constexpr BlockSize kBlockSizes[] = {{128, 26 << 10}, {256, 74 << 10}, {512, 112 << 10}};  // eight, three, two on an SM
 constexpr int64_t kLeastShare = 2 << 10;  // bytes of a channel that are worth a block of their own
 
+// Blocks on one SM take turns: while some load, others sum and store. So the more of them share an SM the better, with
+// what threads they need for loads enough to be on their way. The thresholds are what an H200 says.
 template <class T>
 OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int arrays) {
   constexpr int kExchangeBytes = 2048;  // room for the kernels' static shared memory
@@ -123,6 +118,9 @@ OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int 
     return {threads, cluster, stash_elements(planes, size, threads, cluster)};
   };
   const auto bytes = [&](const OnChip& how) { return how.stash_size * arrays * static_cast<int64_t>(sizeof(T)); };
+  const auto fits = [&](const OnChip& how, int64_t kilobytes) {
+    return bytes(how) <= std::min<int64_t>(kilobytes << 10, device.max_shared_bytes - kExchangeBytes);
+  };
   // Few channels: all of them at once, one block an SM.
   if (shape.channels <= device.sm_count) {
     const int64_t all = planes.elements() * arrays * static_cast<int64_t>(sizeof(T));
@@ -130,16 +128,19 @@ OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int 
     while (2 * cluster <= most_blocks && 2 * cluster * shape.channels <= device.sm_count &&
            all >= 2 * cluster * kLeastShare)
       cluster *= 2;
-    const OnChip how = make(all / cluster <= kBlockSizes[0].most ? 256 : 512, cluster);
-    if (bytes(how) <= device.max_shared_bytes - kExchangeBytes) return how;
+    const OnChip how = make(all / cluster <= (26 << 10) ? 256 : 512, cluster);
+    if (fits(how, 1 << 10)) return how;
   }
-  // Many: as few blocks for a channel as leave room on the SM for others.
-  for (const auto& [threads, most] : kBlockSizes) {
-    for (int cluster = 1; cluster <= (threads > 128 ? most_blocks : 1); cluster *= 2) {
-      const OnChip how = make(threads, cluster);
-      if (bytes(how) <= std::min(most, int64_t{device.max_shared_bytes} - kExchangeBytes)) return how;
-    }
+  // A block a channel, four on an SM, or two.
+  if (const OnChip how = make(128, 1); fits(how, 52) && 2 * shape.channels >= 7 * device.sm_count) return how;
+  if (const OnChip how = make(256, 1); fits(how, 112)) return how;
+  // Several blocks a channel: three on an SM, or two, or one.
+  for (int cluster = 2; cluster <= most_blocks; cluster *= 2) {
+    if (const OnChip how = make(256, cluster); fits(how, 74)) return how;
   }
+  const int threads = sizeof(T) > 2 && arrays == 1 ? 512 : 256;  // half types, or two arrays, take more registers
+  if (const OnChip how = make(threads, most_blocks); fits(how, 112)) return how;
+  if (const OnChip how = make(512, most_blocks); fits(how, 160)) return how;
   return {};
 }
 

@@ -43,7 +43,7 @@ inline int64_t stash_elements(const Planes& planes, int size, int threads, int c
   return (of_block + threads - 1) / threads * threads * size;
 }
 
-// Blocks that are to share an SM: see kBlockSizes.
+// Blocks that are to share an SM: see on_chip().
 template <int kThreads>
 constexpr int kOnChipBlocks = kThreads == 128   ? 5
                               : kThreads == 256 ? 3

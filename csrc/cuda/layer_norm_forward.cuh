@@ -46,9 +46,9 @@ struct Row {
 #pragma unroll
       for (int i = 0; i < kVec<T>; ++i) {
         f(d[i], terms[i]);
-        if (kAligned || part.column(v) + i < part.end()) continue;
+        const bool exists = kAligned || part.column(v) + i < part.end();
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) terms[i][k] = 0;
+        for (int k = 0; k < kCount; ++k) terms[i][k] = exists ? terms[i][k] : A(0);
       }
 #pragma unroll
       for (int half = kVec<T> / 2; half > 0; half /= 2) {
