@@ -43,14 +43,15 @@ inline int64_t stash_elements(const Planes& planes, int size, int threads, int c
   return (of_block + threads - 1) / threads * threads * size;
 }
 
-// Blocks that are to share an SM: see on_chip().
-template <int kThreads>
-constexpr int kOnChipBlocks = kThreads == 128   ? 5
-                              : kThreads == 256 ? 3
-                                                : 1;
+// Blocks that are to share an SM: see on_chip(). float16, whose conversions take registers, has none for three of 256.
+template <class T, int kThreads>
+constexpr int kOnChipBlocks = kThreads == 128             ? 5
+                              : kThreads == 512           ? 1
+                              : std::is_same_v<T, __half> ? 2
+                                                          : 3;
 
 template <class T, int kSize, int kThreads, bool kCluster>
-__global__ void __launch_bounds__(kThreads, kOnChipBlocks<kThreads>)
+__global__ void __launch_bounds__(kThreads, kOnChipBlocks<T, kThreads>)
     batch_norm_forward_onchip_kernel(const BatchNormForward op, const PlaneSlices slices) {
   using A = Compute<T>;
   using Group = GroupSum<double, 2, kThreads, kThreads, kCluster>;
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, kOnChipBlocks<kThreads>)
 }
 
 template <class T, int kSize, int kThreads, bool kCluster>
-__global__ void __launch_bounds__(kThreads, kOnChipBlocks<kThreads>)
+__global__ void __launch_bounds__(kThreads, kOnChipBlocks<T, kThreads>)
     batch_norm_backward_onchip_kernel(const BatchNormBackward op, const PlaneSlices slices, const int64_t stash_size) {
   using A = Compute<T>;
   using Group = GroupSum<double, 3, kThreads, kThreads, kCluster>;

@@ -11,6 +11,7 @@
 #include "partial_sums.cuh"
 #include "reduce.cuh"
 #include "row.cuh"
+#include "shared_parameters.cuh"
 
 namespace normext::cuda {
 
@@ -69,21 +70,27 @@ __device__ void store_partials(void* partials, int64_t line, int64_t columns, co
     store_line<T>(partials, line, columns, part.column(v), part.end(), aligned, values[v]);
 }
 
-// Blocks that fit on an SM at once, by the registers they need: 85 a thread for one vector of each input, 128 for two.
+// Blocks that fit on an SM at once, by the registers they need: 85 a thread for one vector of each input, 128 for two,
+// 168 for three.
 template <int kLanes, int kVecs>
-constexpr int kBackwardBlocks = (kVecs == 1 ? 768 : 512) / kRowThreads<kLanes>;
+constexpr int kBackwardBlocks = (kVecs == 1   ? 768
+                                 : kVecs == 2 ? 512
+                                              : 384) /
+                                kRowThreads<kLanes>;
 
 template <class T, int kLanes, int kVecs, bool kCluster, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, kVecs>)
     layer_norm_backward_kernel(const LayerNormBackward op, const PartialSums partials, const unsigned blocks,
-                               const int lines_of_block, const Compute<T> inverse_n) {
+                               const int lines_of_block, const int64_t capacity, const Compute<T> inverse_n) {
   follow();
   using A = Compute<T>;
   using Part = RowPart<T, kLanes, kVecs, kCluster>;
   using Sum = GroupSum<A, 3, kRowThreads<kLanes>, kLanes, kCluster>;
   constexpr int kGather = Part::kRows > 1 ? kLanes * kVecs * kVec<T> : 0;
   SHARED_ARRAY(A, shared, Sum::kSharedValues > kGather ? Sum::kSharedValues : kGather);
+  DYNAMIC_SHARED(char, parameters);
   Sum group_sum(shared);
+  const SharedParameters<T, 1> weights(parameters, op.param_dtype, capacity);
 
   const Part part(op.columns);
   const auto load = [&](int64_t row) {
@@ -101,10 +108,8 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
   RowInputs<T, kVecs> next;  // single elements on their way need a register each: too many for the next row's, too
   if constexpr (kAligned) next = load(row);
 
-  A weight[kVecs][kVec<T>];
-#pragma unroll
-  for (int v = 0; v < kVecs; ++v)
-    load_parameters<T>(op.weight, op.param_dtype, part.column(v), part.end(), kAligned, A(1), weight[v]);
+  weights.fetch({op.weight}, {1}, op.columns, kAligned);
+  __syncthreads();
 
   for (int line = 0; line < lines_of_block; ++line) {
     A weight_sum[kVecs][kVec<T>] = {}, bias_sum[kVecs][kVec<T>] = {};
@@ -116,10 +121,14 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
 
       // Computed twice rather than kept: registers are what limits the length of a row here.
       const auto xhat = [&](int v, int i) { return (in.input[v][i] - in.mean) * in.rstd; };
+      const auto read_weight = [&](int v, A(&w)[1][kVec<T>]) {
+        weights.with_type([&](auto type) { weights.read(type, part.column(v), w); });
+      };
       A sums[3] = {};
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
-        A x[kVec<T>];
+        A x[kVec<T>], w[1][kVec<T>];
+        read_weight(v, w);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) x[i] = xhat(v, i);
         if (!part.is_whole(v)) {
@@ -129,7 +138,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
         }
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) {
-          const A g = in.grad_output[v][i] * weight[v][i];
+          const A g = in.grad_output[v][i] * w[0][i];
           sums[0] += g;
           sums[1] = fma(g, x[i], sums[1]);
           sums[2] += x[i];
@@ -141,11 +150,12 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
       for (int v = 0; v < kVecs; ++v) {
         opaque(in.grad_output[v].words);
         opaque(in.input[v].words);
-        A dx[kVec<T>];
+        A dx[kVec<T>], w[1][kVec<T>];
+        read_weight(v, w);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) {
           const A dy = in.grad_output[v][i], x = xhat(v, i) - k.offset;
-          dx[i] = fma(x, k.slope, dy * weight[v][i] - k.level) * in.rstd;
+          dx[i] = fma(x, k.slope, dy * w[0][i] - k.level) * in.rstd;
           if (partials.weight) weight_sum[v][i] = fma(dy, x, weight_sum[v][i]);
           if (partials.bias) bias_sum[v][i] += dy;
         }
@@ -175,11 +185,15 @@ void launch_layer_norm_backward(const LayerNormBackward& op, Run& run, bool alig
   const int64_t blocks = std::min(fit, ceil_div(op.rows, kRows));
   const int64_t lines_of_block = ceil_div(op.rows, blocks * kRows * kRowsOfLine), lines = blocks * lines_of_block;
   const PartialSums partials = take_partial_sums<T>(op, run, lines);
-  run.launch(
-      aligned ? layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, true>
-              : layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, false>,
-      {.grid = grid_of(blocks * cluster), .block = kRowThreads<kLanes>, .cluster = static_cast<unsigned>(cluster)}, op,
-      partials, grid_of(blocks), static_cast<int>(lines_of_block), 1 / static_cast<Compute<T>>(op.columns));
+  const int64_t capacity = int64_t{cluster} * kLanes * kVecs * kVec<T>;  // weights also where a row has ended
+  run.launch(aligned ? layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, true>
+                     : layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, false>,
+             {.grid = grid_of(blocks * cluster),
+              .block = kRowThreads<kLanes>,
+              .shared_bytes = static_cast<size_t>(shared_parameter_bytes<T>(op.param_dtype, capacity)),
+              .cluster = static_cast<unsigned>(cluster)},
+             op, partials, grid_of(blocks), static_cast<int>(lines_of_block), capacity,
+             1 / static_cast<Compute<T>>(op.columns));
   launch_sum_partials<T>(op, run, partials, lines);
 }
 
@@ -188,15 +202,18 @@ void layer_norm_backward(const LayerNormBackward& op, Run& run) {
   const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.grad_output, op.input, op.weight, op.grad_input);
   const auto launch = [&]<int kLanes, int kVecs>() { launch_layer_norm_backward<T, kLanes, kVecs>(op, run, aligned); };
   const int64_t vectors = ceil_div(op.columns, kVec<T>);
-  // Two vectors of a row are the most for which both inputs, the next row's, and the sums for the weight and the bias
-  // fit in 128 registers; more threads share longer rows.
+  // Both inputs, the next row's, and the sums for the weight and the bias want registers: two vectors of a row a
+  // thread, three where the row is a multiple of three, and more threads for longer rows.
   if (vectors <= 4) return launch.template operator()<4, 1>();
-  if (vectors <= 8) return launch.template operator()<8, 1>();
-  if (vectors <= 16) return launch.template operator()<16, 1>();
-  if (vectors <= 32) return launch.template operator()<32, 1>();
+  if (vectors <= 8) return launch.template operator()<4, 2>();
+  if (vectors <= 16) return launch.template operator()<8, 2>();
+  if (vectors <= 32) return launch.template operator()<16, 2>();
   if (vectors <= 64) return launch.template operator()<32, 2>();
+  if (vectors <= 96) return launch.template operator()<32, 3>();
   if (vectors <= 128) return launch.template operator()<64, 2>();
+  if (vectors <= 192) return launch.template operator()<64, 3>();
   if (vectors <= 256) return launch.template operator()<128, 2>();
+  if (vectors <= 384) return launch.template operator()<128, 3>();
   if (vectors <= 512) return launch.template operator()<256, 2>();
   if (vectors <= 1024) return launch.template operator()<512, 2>();
   // Two blocks. More, measured on an H200, lose more time waiting for each other than reading a row twice takes.

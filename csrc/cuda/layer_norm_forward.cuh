@@ -21,12 +21,14 @@ struct Row {
   using A = Compute<T>;
   Part part;
   Pack<T> packs[kVecs] = {};
-  A first = 0;  // the row's first value
+  T first{};  // the row's first value, widened where it is used: widened here, it would be waited for here
 
   __device__ explicit Row(const Part& place) : part(place) {}
   __device__ void load(const T* row) {
-    part.load(row, kAligned, packs);
-    first = widen(__ldg(row));
+    first = __ldg(row);
+    const T* const at = row + part.column(0);  // the other vectors are a constant away
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) packs[v] = load_row(at, v * Part::kStride, part.end() - part.column(0), kAligned);
   }
 
   // x * scale - about, for a vector's values x: exact where the two are near, since the scale is a power of two.
@@ -46,9 +48,10 @@ struct Row {
 #pragma unroll
       for (int i = 0; i < kVec<T>; ++i) {
         f(d[i], terms[i]);
-        const bool exists = kAligned || part.column(v) + i < part.end();
+        if constexpr (!kAligned) {
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) terms[i][k] = exists ? terms[i][k] : A(0);
+          for (int k = 0; k < kCount; ++k) terms[i][k] = part.column(v) + i < part.end() ? terms[i][k] : A(0);
+        }
       }
 #pragma unroll
       for (int half = kVec<T> / 2; half > 0; half /= 2) {
@@ -86,7 +89,7 @@ template <class Row, class GroupSum, class A = typename Row::A>
 __device__ RowStatistics<A> row_statistics(Row& row, A inverse_n, GroupSum& group_sum) {
   RowStatistics<A> s;
   for (bool again = false;; again = true) {
-    const A first = row.first * s.scale;
+    const A first = widen(row.first) * s.scale;
     A total[1];
     row.sum(s.scale, first, [](A d, A(&out)[1]) { out[0] = d; }, total);
     group_sum(total);
@@ -112,29 +115,33 @@ __device__ RowStatistics<A> row_statistics(Row& row, A inverse_n, GroupSum& grou
   }
 }
 
-// Whether the next row is on its way while a row is computed. A block of 1024 threads has no registers for it, and
-// single elements on their way need one each.
-template <int kLanes, bool kAligned>
-constexpr bool kPrefetch = kAligned && kLanes < 1024;
+// Rows that share a block share a warp: others would wait for each other at its barriers, and go round once more when
+// one of them does.
+template <int kLanes>
+constexpr int kForwardThreads = kLanes <= kWarpSize ? 128 : kLanes;
+
+// Whether the next row is on its way while a row is computed. Two blocks of 512 threads on an SM, which have no
+// registers for it, do better than one that has; single elements on their way need a register each.
+template <int kLanes, int kVecs, bool kAligned>
+constexpr bool kPrefetch = kAligned && kLanes * kVecs < 2048;
 
 // Blocks that fit on an SM at once, by the registers they need: 64 a thread for two vectors, 80 for four.
 template <int kLanes, int kVecs, bool kAligned>
-constexpr int kForwardBlocks = (kLanes == 1024 ? 1024
-                                : !kAligned    ? 512
-                                : kVecs <= 2   ? 1024
-                                               : 768) /
-                               kRowThreads<kLanes>;
+constexpr int kForwardBlocks = (!kAligned                                           ? 512
+                                : !kPrefetch<kLanes, kVecs, kAligned> || kVecs <= 2 ? 1024
+                                                                                    : 768) /
+                               kForwardThreads<kLanes>;
 
 template <class T, int kLanes, int kVecs, bool kAligned>
-__global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kVecs, kAligned>)
-    layer_norm_forward_kernel(const LayerNormForward op, const unsigned blocks, const Compute<T> inverse_n) {
+__global__ void __launch_bounds__(kForwardThreads<kLanes>, kForwardBlocks<kLanes, kVecs, kAligned>)
+    layer_norm_forward_kernel(const LayerNormForward op, const int rounds, const Compute<T> inverse_n) {
   using A = Compute<T>;
-  using Part = RowPart<T, kLanes, kVecs, false>;
-  using Sum = GroupSum<A, 2, kRowThreads<kLanes>, kLanes, false>;
+  using Part = RowPart<T, kLanes, kVecs, false, kForwardThreads<kLanes>>;
+  using Sum = GroupSum<A, 2, kForwardThreads<kLanes>, kLanes, false>;
   SHARED_ARRAY(A, exchange, Sum::kSharedValues);
   DYNAMIC_SHARED(char, shared);
   Sum group_sum(exchange);
-  const SharedParameters<T> parameters(shared, op.param_dtype, op.columns);
+  const SharedParameters<T, 2> parameters(shared, op.param_dtype, op.columns);
 
   const Part part(op.columns);
   const auto load = [&](int64_t index) {
@@ -142,80 +149,96 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kV
     if (index < op.rows) row.load(static_cast<const T*>(op.input) + index * op.columns);
     return row;  // a row too many is computed along, as zeros: its lanes are needed
   };
-  const int64_t row_step = static_cast<int64_t>(blocks) * Part::kRows;
-  int64_t index = part.row();
-  Row<T, kVecs, kAligned, Part> next(part);
-  if constexpr (kPrefetch<kLanes, kAligned>) next = load(index);
-  parameters.fetch(op.weight, op.bias, kAligned);
+  int64_t index = static_cast<int64_t>(blockIdx.x) * rounds * Part::kRows + part.row_of_block();
+  auto next = load(index);
+  parameters.fetch({op.weight, op.bias}, {1, 0}, op.columns, kAligned);
   __syncthreads();
 
-  for (; index - part.row_of_block() < op.rows; index += row_step) {
+  for (int left = rounds; left > 0 && index - part.row_of_block() < op.rows; --left, index += Part::kRows) {
     opaque(index);
-    auto row = kPrefetch<kLanes, kAligned> ? next : load(index);
-    if constexpr (kPrefetch<kLanes, kAligned>) next = load(index + row_step);
+    auto row = next;
+    const auto load_next = [&] { next = load(left > 1 ? index + Part::kRows : op.rows); };
+    if constexpr (kPrefetch<kLanes, kVecs, kAligned>) load_next();
 
     const auto s = row_statistics(row, inverse_n, group_sum);
-    if (index >= op.rows) continue;
-    const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
-    if (part.is_first_of_row()) {
-      static_cast<A*>(op.mean)[index] = s.mean();
-      static_cast<A*>(op.rstd)[index] = scaled_rstd * s.scale;
-    }
-    T* const output = static_cast<T*>(op.output) + index * op.columns;
-    parameters.with_type([&]<class P>(Type<P> type) {
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v) {
-        if (part.column(v) >= part.end()) break;
-        A d[kVec<T>], weight[kVec<T>], bias[kVec<T>], y[kVec<T>];
-        row.differences(v, s.scale, s.center, d);
-        parameters.read(type, part.column(v), weight, bias);
-#pragma unroll
-        for (int i = 0; i < kVec<T>; ++i) y[i] = fma(fma(d[i], scaled_rstd, low), weight[i], bias[i]);
-        store_row(output, part.column(v), part.end(), kAligned, y);
+    if (index < op.rows) {
+      const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
+      if (part.is_first_of_row()) {
+        static_cast<A*>(op.mean)[index] = s.mean();
+        static_cast<A*>(op.rstd)[index] = scaled_rstd * s.scale;
       }
-    });
+      T* const output = static_cast<T*>(op.output) + index * op.columns;
+      parameters.with_type([&]<class P>(Type<P> type) {
+#pragma unroll
+        for (int v = 0; v < kVecs; ++v) {
+          if (part.column(v) >= part.end()) break;
+          A d[kVec<T>], weight_bias[2][kVec<T>], y[kVec<T>];
+          row.differences(v, s.scale, s.center, d);
+          parameters.read(type, part.column(v), weight_bias);
+#pragma unroll
+          for (int i = 0; i < kVec<T>; ++i)
+            y[i] = fma(fma(d[i], scaled_rstd, low), weight_bias[0][i], weight_bias[1][i]);
+          store_row(output, part.column(v), part.end(), kAligned, y);
+        }
+      });
+    }
+    if constexpr (!kPrefetch<kLanes, kVecs, kAligned>) load_next();
   }
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
 constexpr int64_t kExchangeBytes = 2048;  // room for a block's static shared memory, and what the system takes
 
+// `rounds`: rows that a block goes through, one for each group of its lanes at a time, where there are so many. Few,
+// for then the GPU hands out blocks to whichever SM is through with its own; several, for weight and bias to pay.
 template <class T, int kLanes, int kVecs, bool kAligned>
-void launch_layer_norm_forward(const LayerNormForward& op, Run& run) {
-  const int64_t bytes = shared_parameter_bytes<T>(op.param_dtype, op.columns);
+void launch_layer_norm_forward(const LayerNormForward& op, Run& run, int64_t rounds) {
+  const int64_t bytes = 2 * shared_parameter_bytes<T>(op.param_dtype, op.columns);
   const int64_t fit = std::min<int64_t>(kForwardBlocks<kLanes, kVecs, kAligned>,
                                         run.device.max_shared_bytes / (bytes + kExchangeBytes));
-  const int64_t blocks = std::min(run.device.sm_count * fit, ceil_div(op.rows, kRowThreads<kLanes> / kLanes));
+  const int64_t groups = ceil_div(op.rows, kForwardThreads<kLanes> / kLanes);
+  rounds = std::min(rounds, ceil_div(groups, run.device.sm_count * fit));
   run.launch(layer_norm_forward_kernel<T, kLanes, kVecs, kAligned>,
-             {.grid = grid_of(blocks), .block = kRowThreads<kLanes>, .shared_bytes = static_cast<size_t>(bytes)}, op,
-             grid_of(blocks), 1 / static_cast<Compute<T>>(op.columns));
+             {.grid = grid_of(ceil_div(groups, rounds)),
+              .block = kForwardThreads<kLanes>,
+              .shared_bytes = static_cast<size_t>(bytes)},
+             op, static_cast<int>(rounds), 1 / static_cast<Compute<T>>(op.columns));
 }
 
 template <class T>
 void layer_norm_forward(const LayerNormForward& op, Run& run) {
   const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.input, op.output, op.weight, op.bias);
-  const auto launch = [&]<int kLanes, int kVecs>() {
+  const auto launch = [&]<int kLanes, int kVecs>(int64_t rounds) {
     if (aligned)
-      launch_layer_norm_forward<T, kLanes, kVecs, true>(op, run);
+      launch_layer_norm_forward<T, kLanes, kVecs, true>(op, run, rounds);
     else
-      launch_layer_norm_forward<T, kLanes, kVecs, false>(op, run);
+      launch_layer_norm_forward<T, kLanes, kVecs, false>(op, run, rounds);
   };
   const int64_t vectors = ceil_div(op.columns, kVec<T>);
-  if (shared_parameter_bytes<T>(op.param_dtype, op.columns) + kExchangeBytes > run.device.max_shared_bytes)
+  if (2 * shared_parameter_bytes<T>(op.param_dtype, op.columns) + kExchangeBytes > run.device.max_shared_bytes)
     return long_layer_norm_forward<T>(op, run, aligned);
-  // A part of a warp: no barrier.
-  if (vectors <= 4) return launch.template operator()<4, 1>();
-  if (vectors <= 8) return launch.template operator()<4, 2>();
-  if (vectors <= 16) return launch.template operator()<8, 2>();
-  if (vectors <= 32) return launch.template operator()<16, 2>();
-  if (vectors <= 64) return launch.template operator()<16, 4>();
-  if (vectors <= 128) return launch.template operator()<32, 4>();
+  // Few threads with several vectors each: loads on the way, and what is the same for a whole row is shared by more of
+  // it. The steps are what an H200 does best with (notes/cuda_kernels.md). A part of a warp: no barrier.
+  if (vectors <= 4) return launch.template operator()<4, 1>(2);
+  if (vectors <= 8) return launch.template operator()<4, 2>(2);
+  if (vectors <= 16) return launch.template operator()<4, 4>(2);
+  if (vectors <= 32) return launch.template operator()<8, 4>(2);
+  if (vectors <= 64) return launch.template operator()<16, 4>(2);
+  if (vectors <= 96) return launch.template operator()<32, 3>(2);
+  if (vectors <= 128) return launch.template operator()<32, 4>(2);
   // A block.
-  if (vectors <= 256) return launch.template operator()<128, 2>();
-  if (vectors <= 512) return launch.template operator()<128, 4>();
-  if (vectors <= 1024) return launch.template operator()<256, 4>();
-  if (vectors <= 2048) return launch.template operator()<512, 4>();
-  if (vectors <= 4096 && aligned) return launch_layer_norm_forward<T, 1024, 4, true>(op, run);
+  if (vectors <= 192) return launch.template operator()<64, 3>(8);
+  if (vectors <= 256) return launch.template operator()<64, 4>(8);
+  if (vectors <= 512) {
+    if constexpr (sizeof(T) == 2) return launch.template operator()<128, 4>(4);
+    return launch.template operator()<256, 2>(4);
+  }
+  if (vectors <= 768) return launch.template operator()<256, 3>(4);
+  if (vectors <= 1024) return launch.template operator()<256, 4>(2);
+  if (!aligned) return long_layer_norm_forward<T>(op, run, aligned);
+  if (vectors <= 1536) return launch_layer_norm_forward<T, 512, 3, true>(op, run, 4);
+  if (vectors <= 2048) return launch_layer_norm_forward<T, 512, 4, true>(op, run, 4);
+  if (vectors <= 4096) return launch_layer_norm_forward<T, 1024, 4, true>(op, run, 8);
   long_layer_norm_forward<T>(op, run, aligned);
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <mutex>
 
@@ -131,6 +132,24 @@ __device__ inline void store16_shared(void* shared, uint4 bits) {
       : "memory");
 }
 
+// Copies 16 bytes, both aligned, without waiting for them: they are there after await_copies(), for the thread that has
+// copied them, and after a barrier for all.
+__device__ inline void copy16_to_shared(void* shared, const void* global) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+      "l"(__cvta_generic_to_global(global))
+      : "memory");
+#else
+  *static_cast<uint4*>(shared) = __ldg(static_cast<const uint4*>(global));
+#endif
+}
+__device__ inline void await_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Clusters. Code that calls these is compiled for every architecture, and launched only where device().has_clusters.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 __device__ inline void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
@@ -180,6 +199,8 @@ inline void opaque(unsigned (&)[4]) {}
 
 inline void store16(void* global, uint4 bits) { *static_cast<uint4*>(global) = bits; }
 inline void store16_shared(void* shared, uint4 bits) { *static_cast<uint4*>(shared) = bits; }
+inline void copy16_to_shared(void* shared, const void* global) { memcpy(shared, global, 16); }
+inline void await_copies() {}
 
 inline void cluster_arrive(EMU_WHERE) { emu::cluster_arrive({file, line}); }
 inline void cluster_wait(EMU_WHERE) { emu::cluster_wait({file, line}); }

@@ -46,10 +46,11 @@ __device__ void load_parameters(const void* parameters, DType dtype, Index colum
 
 // Which row and which columns of it are a thread's: kVecs vectors, neighbouring threads' next to each other. The blocks
 // of a cluster have equal shares of the row, one behind the other.
-template <class T, int kLanes, int kVecs, bool kCluster>
+template <class T, int kLanes, int kVecs, bool kCluster, int kThreads = kRowThreads<kLanes>>
 class RowPart {
  public:
-  static constexpr int kRows = kRowThreads<kLanes> / kLanes;  // of a block
+  static constexpr int kRows = kThreads / kLanes;   // of a block
+  static constexpr int kStride = kLanes * kVec<T>;  // columns from one of a thread's vectors to the next
 
   __device__ explicit RowPart(int64_t columns) {
     const int all = static_cast<int>(columns), vectors = (all + kVec<T> - 1) / kVec<T>;
@@ -64,7 +65,7 @@ class RowPart {
   __device__ int64_t block_of_row() const { return blockIdx.x / blocks(); }
   __device__ int64_t row() const { return block_of_row() * kRows + row_of_block(); }
 
-  __device__ int column(int v) const { return first_ + v * kLanes * kVec<T>; }
+  __device__ int column(int v) const { return first_ + v * kStride; }
   __device__ int end() const { return end_; }  // of the block's columns
   __device__ bool is_whole(int v) const { return column(v) + kVec<T> <= end_; }
 

@@ -1,75 +1,80 @@
-// shared_parameters.cuh -- LayerNorm's weight and bias in shared memory, where every row of a block finds them.
+// shared_parameters.cuh -- LayerNorm's weight, or weight and bias, in shared memory, where every row of a block finds
+// them.
 #pragma once
 #include "parameters.cuh"
 
 namespace normext::cuda {
 
-// Bytes of one of them, and of both: whole vectors.
-__host__ __device__ inline int64_t padded_bytes(int64_t columns, int64_t size) {
-  return (columns * size + 15) / 16 * 16;
+// Bytes of one of them: for whole vectors of T.
+template <class T, class P>
+__host__ __device__ int64_t shared_parameter_bytes(int64_t capacity) {
+  return (capacity + kVec<T> - 1) / kVec<T> * kVec<T> * static_cast<int64_t>(sizeof(P));
+}
+template <class T>
+int64_t shared_parameter_bytes(DType param_dtype, int64_t capacity) {
+  if (sizeof(T) == 2 && param_dtype == DType::float32) return shared_parameter_bytes<T, float>(capacity);
+  return shared_parameter_bytes<T, T>(capacity);
 }
 
-template <class T>
-int64_t shared_parameter_bytes(DType param_dtype, int64_t columns) {
-  const int64_t size = sizeof(T) == 2 && param_dtype == DType::float32 ? 4 : sizeof(T);
-  return 2 * padded_bytes(columns, size);
-}
-
-template <class T>
+template <class T, int kCount>
 class SharedParameters {
  public:
   using A = Compute<T>;
 
-  __device__ SharedParameters(char* shared, DType dtype, int64_t columns)
-      : shared_(shared), dtype_(dtype), columns_(static_cast<int>(columns)) {}
+  // With room for so many columns.
+  __device__ SharedParameters(char* shared, DType dtype, int64_t capacity)
+      : shared_(shared), dtype_(dtype), capacity_(static_cast<int>(capacity)) {}
 
+  // Copies them, with all threads of the block; a barrier must follow. `otherwise` for what there is none of, and
+  // behind the end.
+  __device__ void fetch(const void* const (&from)[kCount], const A (&otherwise)[kCount], int64_t columns,
+                        bool aligned) const {
+    with_type([&]<class P>(Type<P>) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k)
+        fetch(static_cast<const P*>(from[k]), array<P>(k), narrow<P>(otherwise[k]), static_cast<int>(columns), aligned);
+    });
+    await_copies();
+  }
+
+  // Calls f(Type<P>{}) for the parameters' type.
   template <class F>
   __device__ void with_type(const F& f) const {
     with_parameter_type<T>(dtype_, f);
   }
 
-  // By all threads of the block; a barrier must follow. Ones for an absent weight, zeros for an absent bias.
-  __device__ void fetch(const void* weight, const void* bias, bool aligned) const {
-    with_type([&]<class P>(Type<P>) {
-      fetch(static_cast<const P*>(weight), array<P>(0), A(1), aligned);
-      fetch(static_cast<const P*>(bias), array<P>(1), A(0), aligned);
-    });
-  }
-
   // Of a vector of T's columns.
   template <class P>
-  __device__ void read(Type<P>, int column, A (&weight)[kVec<T>], A (&bias)[kVec<T>]) const {
+  __device__ void read(Type<P>, int column, A (&out)[kCount][kVec<T>]) const {
 #pragma unroll
-    for (int i = 0; i < kVec<T>; i += kVec<P>) {
-      const auto w = Pack<P>::of_bits(*reinterpret_cast<const uint4*>(array<P>(0) + column + i));
-      const auto b = Pack<P>::of_bits(*reinterpret_cast<const uint4*>(array<P>(1) + column + i));
+    for (int k = 0; k < kCount; ++k) {
 #pragma unroll
-      for (int k = 0; k < kVec<P>; ++k) {
-        weight[i + k] = w[k];
-        bias[i + k] = b[k];
+      for (int i = 0; i < kVec<T>; i += kVec<P>) {
+        const auto pack = Pack<P>::of_bits(*reinterpret_cast<const uint4*>(array<P>(k) + column + i));
+#pragma unroll
+        for (int e = 0; e < kVec<P>; ++e) out[k][i + e] = pack[e];
       }
     }
   }
 
  private:
   template <class P>
-  __device__ P* array(int which) const {
-    return reinterpret_cast<P*>(shared_ + which * padded_bytes(columns_, sizeof(P)));
+  __device__ P* array(int k) const {
+    return reinterpret_cast<P*>(shared_ + k * shared_parameter_bytes<T, P>(capacity_));
   }
 
   template <class P>
-  __device__ void fetch(const P* from, P* to, A otherwise, bool aligned) const {
-    if (aligned && from) {
-      for (int c = threadIdx.x * kVec<P>; c < columns_; c += blockDim.x * kVec<P>)
-        store16_shared(to + c, Pack<P>::load(from + c).bits());
-    } else {
-      for (int c = threadIdx.x; c < columns_; c += blockDim.x) to[c] = from ? __ldg(from + c) : narrow<P>(otherwise);
-    }
+  __device__ void fetch(const P* from, P* to, P otherwise, int columns, bool aligned) const {
+    const int copied = from && aligned ? columns : 0;
+    for (int c = threadIdx.x * kVec<P>; c < copied; c += blockDim.x * kVec<P>) copy16_to_shared(to + c, from + c);
+    const int end = static_cast<int>(shared_parameter_bytes<T, P>(capacity_) / sizeof(P));
+    for (int c = copied + threadIdx.x; c < end; c += blockDim.x)
+      to[c] = from && c < columns ? __ldg(from + c) : otherwise;
   }
 
   char* shared_;
   DType dtype_;
-  int columns_;
+  int capacity_;
 };
 
 }  // namespace normext::cuda
