@@ -159,8 +159,8 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
           if (partials.weight) weight_sum[v][i] = fma(dy, x, weight_sum[v][i]);
           if (partials.bias) bias_sum[v][i] += dy;
         }
-        if (op.grad_input && row < op.rows)
-          store_row(static_cast<T*>(op.grad_input) + row * op.columns, part.column(v), part.end(), kAligned, dx);
+        if (op.grad_input)
+          part.template store<kAligned>(static_cast<T*>(op.grad_input) + row * op.columns, v, row < op.rows, dx);
       }
     }
 

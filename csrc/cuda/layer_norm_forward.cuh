@@ -26,9 +26,7 @@ struct Row {
   __device__ explicit Row(const Part& place) : part(place) {}
   __device__ void load(const T* row) {
     first = __ldg(row);
-    const T* const at = row + part.column(0);  // the other vectors are a constant away
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) packs[v] = load_row(at, v * Part::kStride, part.end() - part.column(0), kAligned);
+    part.load(row, kAligned, packs);
   }
 
   // x * scale - about, for a vector's values x: exact where the two are near, since the scale is a power of two.
@@ -127,21 +125,22 @@ constexpr bool kPrefetch = kAligned && kLanes * kVecs < 2048;
 
 // Blocks that fit on an SM at once, by the registers they need: 64 a thread for two vectors, 80 for four.
 template <int kLanes, int kVecs, bool kAligned>
-constexpr int kForwardBlocks = (!kAligned                                           ? 512
+constexpr int kForwardBlocks = (!kAligned                                           ? 384
                                 : !kPrefetch<kLanes, kVecs, kAligned> || kVecs <= 2 ? 1024
                                                                                     : 768) /
                                kForwardThreads<kLanes>;
 
 template <class T, int kLanes, int kVecs, bool kAligned>
 __global__ void __launch_bounds__(kForwardThreads<kLanes>, kForwardBlocks<kLanes, kVecs, kAligned>)
-    layer_norm_forward_kernel(const LayerNormForward op, const int rounds, const Compute<T> inverse_n) {
+    layer_norm_forward_kernel(const LayerNormForward op, const int rounds, const int64_t capacity,
+                              const Compute<T> inverse_n) {
   using A = Compute<T>;
   using Part = RowPart<T, kLanes, kVecs, false, kForwardThreads<kLanes>>;
   using Sum = GroupSum<A, 2, kForwardThreads<kLanes>, kLanes, false>;
   SHARED_ARRAY(A, exchange, Sum::kSharedValues);
   DYNAMIC_SHARED(char, shared);
   Sum group_sum(exchange);
-  const SharedParameters<T, 2> parameters(shared, op.param_dtype, op.columns);
+  const SharedParameters<T, 2> parameters(shared, op.param_dtype, capacity);
 
   const Part part(op.columns);
   const auto load = [&](int64_t index) {
@@ -161,27 +160,25 @@ __global__ void __launch_bounds__(kForwardThreads<kLanes>, kForwardBlocks<kLanes
     if constexpr (kPrefetch<kLanes, kVecs, kAligned>) load_next();
 
     const auto s = row_statistics(row, inverse_n, group_sum);
-    if (index < op.rows) {
-      const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
-      if (part.is_first_of_row()) {
-        static_cast<A*>(op.mean)[index] = s.mean();
-        static_cast<A*>(op.rstd)[index] = scaled_rstd * s.scale;
-      }
-      T* const output = static_cast<T*>(op.output) + index * op.columns;
-      parameters.with_type([&]<class P>(Type<P> type) {
-#pragma unroll
-        for (int v = 0; v < kVecs; ++v) {
-          if (part.column(v) >= part.end()) break;
-          A d[kVec<T>], weight_bias[2][kVec<T>], y[kVec<T>];
-          row.differences(v, s.scale, s.center, d);
-          parameters.read(type, part.column(v), weight_bias);
-#pragma unroll
-          for (int i = 0; i < kVec<T>; ++i)
-            y[i] = fma(fma(d[i], scaled_rstd, low), weight_bias[0][i], weight_bias[1][i]);
-          store_row(output, part.column(v), part.end(), kAligned, y);
-        }
-      });
+    const bool exists = index < op.rows;
+    const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
+    if (exists && part.is_first_of_row()) {
+      static_cast<A*>(op.mean)[index] = s.mean();
+      static_cast<A*>(op.rstd)[index] = scaled_rstd * s.scale;
     }
+    T* const output = static_cast<T*>(op.output) + index * op.columns;
+    parameters.with_type([&]<class P>(Type<P> type) {
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+        if (kAligned && (!exists || part.column(v) >= part.end())) break;
+        A d[kVec<T>], weight_bias[2][kVec<T>], y[kVec<T>];
+        row.differences(v, s.scale, s.center, d);
+        parameters.read(type, part.column(v), weight_bias);
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) y[i] = fma(fma(d[i], scaled_rstd, low), weight_bias[0][i], weight_bias[1][i]);
+        part.template store<kAligned>(output, v, exists, y);
+      }
+    });
     if constexpr (!kPrefetch<kLanes, kVecs, kAligned>) load_next();
   }
 }
@@ -193,7 +190,8 @@ constexpr int64_t kExchangeBytes = 2048;  // room for a block's static shared me
 // for then the GPU hands out blocks to whichever SM is through with its own; several, for weight and bias to pay.
 template <class T, int kLanes, int kVecs, bool kAligned>
 void launch_layer_norm_forward(const LayerNormForward& op, Run& run, int64_t rounds) {
-  const int64_t bytes = 2 * shared_parameter_bytes<T>(op.param_dtype, op.columns);
+  const int64_t capacity = kAligned ? op.columns : int64_t{kLanes} * kVecs * kVec<T>;
+  const int64_t bytes = 2 * shared_parameter_bytes<T>(op.param_dtype, capacity);
   const int64_t fit = std::min<int64_t>(kForwardBlocks<kLanes, kVecs, kAligned>,
                                         run.device.max_shared_bytes / (bytes + kExchangeBytes));
   const int64_t groups = ceil_div(op.rows, kForwardThreads<kLanes> / kLanes);
@@ -202,7 +200,7 @@ void launch_layer_norm_forward(const LayerNormForward& op, Run& run, int64_t rou
              {.grid = grid_of(ceil_div(groups, rounds)),
               .block = kForwardThreads<kLanes>,
               .shared_bytes = static_cast<size_t>(bytes)},
-             op, static_cast<int>(rounds), 1 / static_cast<Compute<T>>(op.columns));
+             op, static_cast<int>(rounds), capacity, 1 / static_cast<Compute<T>>(op.columns));
 }
 
 template <class T>

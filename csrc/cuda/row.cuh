@@ -1,5 +1,6 @@
 // row.cuh -- a row in the registers of the threads that share it, and which threads those are.
 #pragma once
+#include "misaligned.cuh"
 #include "parameters.cuh"
 #include "vec.cuh"
 
@@ -12,7 +13,7 @@ constexpr int kRowThreads = kLanes < 128 ? 128 : kLanes;
 // A vector of a row, or zeros where the row has ended. `aligned`: rows begin at, and are a multiple of, 16 bytes.
 template <class T, class Index>
 __device__ Pack<T> load_row(const T* row, Index column, Index end, bool aligned) {
-  if (!aligned) return Pack<T>::load(row + column, end - column);
+  if (!aligned) return load_misaligned(row, column, end);
   return column < end ? Pack<T>::load(row + column) : Pack<T>{};
 }
 
@@ -72,12 +73,22 @@ class RowPart {
   // All vectors are on their way before the first is needed.
   __device__ void load(const T* row, bool aligned, Pack<T> (&packs)[kVecs]) const {
     if (aligned) {
+      const T* const first = row + first_;  // the others are a constant away
 #pragma unroll
-      for (int v = 0; v < kVecs; ++v) packs[v] = load_row(row, column(v), end_, true);
+      for (int v = 0; v < kVecs; ++v) packs[v] = load_row(first, v * kStride, end_ - first_, true);
     } else {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) packs[v] = load_row(row, column(v), end_, false);
     }
+  }
+
+  // By all threads, also those whose row does not exist.
+  template <bool kAligned>
+  __device__ void store(T* row, int v, bool exists, const Compute<T> (&values)[kVec<T>]) const {
+    if constexpr (!kAligned)
+      store_misaligned<kLanes>(row, column(v), exists ? end_ : 0, values);
+    else if (exists)
+      store_row(row, column(v), end_, true, values);
   }
 
  private:
