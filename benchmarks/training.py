@@ -1,0 +1,163 @@
+"""Trains a ResNet-50 with normext's BatchNorm and one with torch's: the same losses, and what a step takes.
+
+    python -m benchmarks.training
+
+Images are noise around a pattern of their class, so there is something to learn. Both networks start from the same
+weights, see the same batches and share all but their norms: in eager mode, under torch.compile, and as a CUDA graph.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import normext
+from benchmarks import machine
+from benchmarks.peers import EAGER, NORMEXT
+
+NORMS: dict[str, type[nn.Module]] = {NORMEXT: normext.BatchNorm2d, EAGER: nn.BatchNorm2d}
+CLASSES, SIDE = 100, 224
+WARMUP = 5  # steps that are not timed: torch.compile compiles, cuDNN chooses
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+class Bottleneck(nn.Module):
+    """He et al., "Deep Residual Learning for Image Recognition", 2016, figure 5, with the stride in the middle."""
+
+    def __init__(self, norm: type[nn.Module], inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, width, 1, bias=False), norm(width), nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, stride, padding=1, bias=False), norm(width), nn.ReLU(inplace=True),
+            nn.Conv2d(width, outputs, 1, bias=False), norm(outputs),
+        )  # fmt: skip
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def resnet50(norm: type[nn.Module]) -> nn.Module:
+    """The network of the paper's table 1, with that norm in all its 53 places."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), norm(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)
+    ]  # fmt: skip
+    inputs = 64
+    for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for block in range(blocks):
+            layers.append(Bottleneck(norm, inputs, width, stride if block == 0 else 1))
+            inputs = 4 * width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES))
+
+
+def batches(count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Images [count, size, 3, side, side] and their classes [count, size]."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    patterns = torch.randn(CLASSES, 3, SIDE // 32, SIDE // 32, device="cuda", generator=generator)
+    classes = torch.randint(CLASSES, (count, size), device="cuda", generator=generator)
+    images = F.interpolate(patterns[classes.flatten()], scale_factor=32)
+    images = images + torch.randn(images.shape, device="cuda", generator=generator)
+    return images.view(count, size, 3, SIDE, SIDE), classes
+
+
+def eager(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+    """One step of training with automatic mixed precision; returns the loss."""
+
+    def step(images: Tensor, classes: Tensor) -> Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = F.cross_entropy(model(images), classes)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        return loss.detach()
+
+    return step
+
+
+def graph(step: Step, images: Tensor, classes: Tensor) -> Step:
+    """The step, captured: a call copies its batch to where the graph reads it."""
+    images, classes = images.clone(), classes.clone()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured, stream=torch.cuda.current_stream()):
+        loss = step(images, classes)
+
+    def replay(new_images: Tensor, new_classes: Tensor) -> Tensor:
+        images.copy_(new_images)
+        classes.copy_(new_classes)
+        captured.replay()
+        return loss.clone()
+
+    return replay
+
+
+def train(name: str, mode: str, images: Tensor, classes: Tensor) -> tuple[list[float], list[float]]:
+    """The losses of all steps, and the seconds of those after the warm-up."""
+    torch.manual_seed(0)
+    model = resnet50(NORMS[name]).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    step = eager(torch.compile(model) if mode == "compile" else model, optimizer)  # type: ignore[arg-type]
+    losses, events = [], []
+    for number in range(len(images)):
+        if number == WARMUP:
+            torch.cuda.synchronize()
+            if mode == "graph":
+                step = graph(step, images[0], classes[0])
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        losses.append(step(images[number], classes[number]))
+        end.record()
+        events.append((start, end))
+    torch.cuda.synchronize()
+    seconds = [start.elapsed_time(end) / 1e3 for start, end in events[WARMUP:]]
+    return torch.stack(losses).tolist(), seconds
+
+
+def main() -> None:
+    """Trains in all modes, prints the table, and writes the figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    arguments = parser.parse_args()
+    torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
+    images, classes = batches(arguments.steps, arguments.batch)
+    images = images.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
+
+    where = machine.describe("cuda")
+    table = Table("mode", "normext, ms", "torch, ms", "torch / normext", "last losses", "losses apart by")
+    runs: dict[str, Any] = {}
+    for mode in ("eager", "compile", "graph"):
+        torch._dynamo.reset()
+        results = {name: train(name, mode, images, classes) for name in NORMS}
+        (ours, our_seconds), (theirs, their_seconds) = results[NORMEXT], results[EAGER]
+        times = statistics.median(our_seconds), statistics.median(their_seconds)
+        apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+        table.add_row(
+            mode, f"{times[0] * 1e3:.2f}", f"{times[1] * 1e3:.2f}", f"{times[1] / times[0]:.3f}",
+            f"{ours[-1]:.3f}, {theirs[-1]:.3f}", f"{apart:.3f}",
+        )  # fmt: skip
+        runs[mode] = {name: {"losses": losses, "seconds": seconds} for name, (losses, seconds) in results.items()}
+    console = Console(width=110)
+    console.print(table)
+    folder = arguments.output / machine.slug(where)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{str(where['date'])[:16].replace(':', '')}-training.json"
+    method = f"ResNet-50, {SIDE}x{SIDE}, batch {arguments.batch}, channels_last, autocast to bfloat16, SGD; CUDA events"
+    path.write_text(json.dumps({"machine": where, "method": method, "runs": runs}, indent=1) + "\n")
+    console.print(f"wrote {path}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
