@@ -1,157 +1,310 @@
 // columns.cuh -- sums and elementwise maps over a matrix whose columns belong to channels: BatchNorm where the channels
-// are innermost, [N, C] among it.
+// are innermost, [N, C] among it, and planes that are no multiple of a vector, where a row is a sample.
 //
 // A thread has a vector of columns and walks down the rows; the sums of a block's threads meet at the end. Where the
 // number of channels is no multiple of a vector, several pixels make one row.
 #pragma once
+#include "column_sums.cuh"
 #include "planes.cuh"
 
 namespace normext::cuda {
 
-constexpr int kColumnThreads = 256;
-constexpr int kColumnWarps = kColumnThreads / kWarpSize;
+constexpr int kSumColumnThreads = 128, kMapColumnThreads = 256;
+
+__device__ inline int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) != 0) return a / b;
+  return static_cast<unsigned>(a) / static_cast<unsigned>(b);  // far cheaper
+}
 
 struct Columns {
   int64_t rows, width;      // the tensor, row after row
-  int64_t channels, inner;  // column c is of channel c / inner % channels
+  int64_t channels, inner;  // column c is in group c / inner, of the channel of that number modulo the channels
 
-  __device__ int64_t channel(int64_t column) const {
-    if (((column | inner | channels) >> 32) != 0) return column / inner % channels;
-    return static_cast<unsigned>(column) / static_cast<unsigned>(inner) %
-           static_cast<unsigned>(channels);  // far cheaper
+  __device__ int64_t group(int64_t column) const { return inner == 1 ? column : quotient(column, inner); }
+  __device__ int64_t channel_of(int64_t group) const {
+    return group < channels ? group : group - quotient(group, channels) * channels;
   }
+};
+
+// How rows are cut into slices. Made on the host: divisions cost the device dear.
+struct ColumnSlices {
+  unsigned count;
+  int64_t rows;  // of a slice: a multiple of blockDim.y
 };
 
 // Which columns and rows are a thread's. blockDim.x threads, a power of two and at most a warp, have neighbouring
 // vectors of a row, blockDim.y neighbouring rows.
 template <int kSize>
 struct ColumnPlace {
-  int64_t column, row, row_end, slice;
-  int row_step;
+  unsigned block, slice;  // of columns, of rows
+  int64_t first, column;  // the block's first column, the thread's
+  int64_t offset, step;   // in the tensor, of the thread's first vector; from there to the next
+  int rows;               // of the thread, blockDim.y apart
 
-  __device__ ColumnPlace(const Columns& columns, unsigned slices, unsigned block)
-      : column((block / slices * blockDim.x + threadIdx.x) * kSize), slice(block % slices), row_step(blockDim.y) {
-    row = columns.rows * slice / slices + threadIdx.y;
-    row_end = column < columns.width ? columns.rows * (slice + 1) / slices : 0;
+  __device__ ColumnPlace(const Columns& columns, const ColumnSlices& slices, unsigned index)
+      : block(index / slices.count),
+        slice(index % slices.count),
+        first(static_cast<int64_t>(block) * blockDim.x * kSize),
+        column(first + threadIdx.x * kSize),
+        step(columns.width * blockDim.y) {
+    const int64_t row = slice * slices.rows + threadIdx.y;
+    const auto of_slice = static_cast<int>(min(slices.rows, columns.rows - slice * slices.rows));
+    offset = row * columns.width + column;
+    rows = column < columns.width ? (of_slice + blockDim.y - 1 - threadIdx.y) / blockDim.y : 0;
   }
 };
 
-// The sum over a block's rows of a value per column, in fixed order; emit(column of the block, sum).
-template <int kSize, class Emit>
-__device__ void sum_rows(double (&values)[kSize], double* shared, const Emit& emit) {
-  const int x = threadIdx.x, warp = (threadIdx.y * blockDim.x + x) / kWarpSize, width = blockDim.x * kSize;
-  strided_warp_sum(values, blockDim.x);                                          // the rows that share a warp
-  if ((threadIdx.y * blockDim.x + x) % kWarpSize == static_cast<unsigned>(x)) {  // a warp's first row
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) shared[warp * width + x * kSize + i] = values[i];
-  }
-  __syncthreads();
-  for (int c = threadIdx.y * blockDim.x + x; c < width; c += kColumnThreads) {
-    double sum = 0;
-    for (int w = 0; w < kColumnWarps; ++w) sum += shared[w * width + c];
-    emit(c, sum);
-  }
-  __syncthreads();
-}
+// The coefficients of a block's columns: fetched once, all at a time, and handed out through shared memory.
+template <class A, int kSize, int kCount>
+class ColumnCoefficients {
+  static constexpr int kColumns = kWarpSize * kSize;
 
-// Blocks that fit on an SM at once: the float64 sums of a vector's columns are what fills the registers.
+ public:
+  static constexpr int kSharedVectors = kCount * kColumns * sizeof(A) / 16;
+
+  __device__ explicit ColumnCoefficients(uint4* shared) : shared_(reinterpret_cast<A*>(shared)) {}
+
+  // get(column, k) for every column; a barrier must follow.
+  template <int kThreads, class Get>
+  __device__ void fetch(int64_t first, int64_t width, const Get& get) {
+    constexpr int kPerThread = (kColumns + kThreads - 1) / kThreads;
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, of_block = blockDim.x * kSize;
+    A k[kPerThread][kCount] = {};
+#pragma unroll
+    for (int p = 0; p < kPerThread; ++p) {
+      const int c = thread + p * kThreads;
+      if (c < of_block && first + c < width) get(first + c, k[p]);
+    }
+#pragma unroll
+    for (int p = 0; p < kPerThread; ++p) {
+      const int c = thread + p * kThreads;
+      if (c >= of_block) continue;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) shared_[j * kColumns + c] = k[p][j];
+    }
+  }
+
+  // Those of the thread's columns.
+  __device__ void read(A (&k)[kSize][kCount]) const {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      const A* const at = shared_ + j * kColumns + threadIdx.x * kSize;
+      if constexpr (kSize == 1) {
+        k[0][j] = *at;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kSize; i += kVec<A>) {
+          const auto vector = Pack<A>::of_bits(*reinterpret_cast<const uint4*>(at + i));
+#pragma unroll
+          for (int e = 0; e < kVec<A>; ++e) k[i + e][j] = vector[e];
+        }
+      }
+    }
+  }
+
+ private:
+  A* shared_;
+};
+
+// Blocks that fit on an SM at once: the short sums of a vector's columns, and a tile of rows, fill the registers.
 template <class Sum, int kSize>
-constexpr int kColumnBlocks = Sum::kSums * kSize > 16 ? 1 : 2;
+constexpr int kSumColumnBlocks = Sum::kSums * kSize > 16 ? 5 : 6;
 
-// partials[column][slice] = the sums over a slice of the rows.
+// partials[group][piece][slice] = the sums over a slice of the rows, and over those columns of a group that a block
+// has: the group's pieces are those blocks, one after the other.
 template <class T, class Sum, int kSize, class Coefficients>
-__global__ void __launch_bounds__(kColumnThreads, kColumnBlocks<Sum, kSize>)
-    sum_columns_kernel(const Columns columns, const unsigned slices, const Inputs<T, Sum::kInputs> inputs,
-                       const Coefficients coefficients, double* partials) {
-  constexpr int kTile = 8 / Sum::kInputs;  // rows: as many as there are registers for
+__global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize>)
+    sum_columns_kernel(const Columns columns, const ColumnSlices slices, const unsigned pieces,
+                       const Inputs<T, Sum::kInputs> inputs, const Coefficients coefficients, double* partials) {
+  constexpr int kTile = Sum::kTile, kSums = Sum::kSums, kBetween = kRowsBetween<T, kTile>;
   using A = Compute<T>;
-  SHARED_ARRAY(double, shared, kColumnWarps * kWarpSize * kSize);
+  using Staged = ColumnCoefficients<A, kSize, Sum::kCoefficients>;
+  SHARED_ARRAY(double, shared, kSums * kSize * kSumColumnThreads);
+  SHARED_ARRAY(uint4, staged, Staged::kSharedVectors);
   const ColumnPlace<kSize> place(columns, slices, blockIdx.x);
-  const auto start = [&](int i, A(&k)[Sum::kCoefficients]) {
-    coefficients(columns.channel(place.column + i < columns.width ? place.column + i : 0), k);
+  const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
+  // Of sum s over column i of thread t. A thread's own until the barrier.
+  const auto total = [&](int s, int i, unsigned t) -> double& {
+    return shared[(s * kSize + i) * kSumColumnThreads + t];
   };
-  Sum sums[kSize];
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    A k[Sum::kCoefficients];
-    start(i, k);
-    sums[i].start(k);
-  }
 
-  for (int64_t row = place.row; row < place.row_end; row += kTile * place.row_step) {
-    Vector<T, kSize> tile[kTile][Sum::kInputs] = {};
-    int count = 0;
+  Vector<T, kSize> tile[kTile][Sum::kInputs];
+  const auto fetch = [&](int done) {
+    const int64_t at = place.offset + done * place.step;
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
-      const int64_t r = row + t * place.row_step;
-      if (r >= place.row_end) continue;
-      inputs.fetch(r * columns.width + place.column, tile[t]);
-      ++count;
+      if (done + t < place.rows) inputs.fetch(at + t * place.step, tile[t]);
     }
-    const auto add = [&](int n) {
+  };
+  const auto down = [&](int i, A(&values)[Sum::kInputs][kTile]) {
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        A down[Sum::kInputs][kTile];
+    for (int t = 0; t < kTile; ++t) {
 #pragma unroll
-        for (int t = 0; t < kTile; ++t) {
+      for (int j = 0; j < Sum::kInputs; ++j) values[j][t] = tile[t][j][i];
+    }
+  };
+
+  fetch(0);  // on its way with the coefficients
+  Staged stage(staged);
+  stage.template fetch<kSumColumnThreads>(place.first, columns.width, [&](int64_t column, A(&k)[Sum::kCoefficients]) {
+    coefficients(columns.channel_of(columns.group(column)), k);
+  });
 #pragma unroll
-          for (int j = 0; j < Sum::kInputs; ++j) down[j][t] = tile[t][j][i];
-        }
-        sums[i].add(down, n);
-      }
-    };
-    if (count == kTile)
-      add(kTile);
-    else
-      add(count);
+  for (int s = 0; s < kSums; ++s) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) total(s, i, thread) = 0;
+  }
+  __syncthreads();
+  Sum sums[kSize];
+  if (place.rows > 0) {
+    A k[kSize][Sum::kCoefficients];
+    stage.read(k);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      A values[Sum::kInputs][kTile];
+      down(i, values);
+      sums[i].start(k[i], values, min(place.rows, kTile));
+    }
   }
 
-  double totals[Sum::kSums][kSize];
+  for (int done = 0, taken = 0; done < place.rows;) {
+    const auto add = [&](int count) {
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    A k[Sum::kCoefficients];
-    double of_column[Sum::kSums];
-    start(i, k);
-    sums[i].totals(k, of_column);
+      for (int i = 0; i < kSize; ++i) {
+        A values[Sum::kInputs][kTile];
+        down(i, values);
+        sums[i].add(values, count);
+      }
+      done += count;
+    };
+    if (place.rows - done >= kTile)  // for the compiler, which drops the tests for each row
+      add(kTile);
+    else
+      add(place.rows - done);
+    fetch(done);
+    if (done - taken < kBetween && done < place.rows) continue;
+
+    unsigned again = 0;  // a bit for each column
 #pragma unroll
-    for (int s = 0; s < Sum::kSums; ++s) totals[s][i] = of_column[s];
+    for (int i = 0; i < kSize; ++i) {
+      double taken_now[kSums];
+      const bool exact = sums[i].take(taken_now);
+      if (!exact) again |= 1u << i;
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) total(s, i, thread) += exact ? taken_now[s] : 0;
+    }
+    if constexpr (Sum::kRecounts) {
+#pragma unroll 1
+      for (int i = 0; again >> i; ++i) {
+        if (!(again >> i & 1)) continue;
+        Sum sum;
+#pragma unroll
+        for (int c = 0; c < kSize; ++c) sum = c == i ? sums[c] : sum;
+        double recounted[kSums] = {};
+#pragma unroll 1
+        for (int r = taken; r < done; ++r) {
+          const A x = widen(__ldg(inputs.arrays[0] + place.offset + r * place.step + i));
+          sum.recount({x}, recounted);
+        }
+#pragma unroll
+        for (int s = 0; s < kSums; ++s) total(s, i, thread) += recounted[s];
+      }
+    }
+    taken = done;
   }
-  const int64_t first = place.column - threadIdx.x * kSize;
+
+  if constexpr (Sum::kOwnShift) {
+    A k[kSize][Sum::kCoefficients];
+    stage.read(k);
 #pragma unroll
-  for (int s = 0; s < Sum::kSums; ++s) {
-    sum_rows(totals[s], shared, [&](int c, double sum) {
-      if (first + c < columns.width) partials[((first + c) * slices + place.slice) * Sum::kSums + s] = sum;
-    });
+    for (int i = 0; i < kSize; ++i) {
+      double totals[kSums];
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) totals[s] = total(s, i, thread);
+      sums[i].finish(k[i], place.rows, totals);
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) total(s, i, thread) = totals[s];
+    }
+  }
+  __syncthreads();
+  // The block's rows together, in fixed order.
+  const auto store = [&](int64_t index, const double (&sum)[kSums]) {
+#pragma unroll
+    for (int s = 0; s < kSums; ++s) partials[(index * slices.count + place.slice) * kSums + s] = sum[s];
+  };
+  for (int i = threadIdx.y; i < kSize; i += blockDim.y) {
+    double sum[kSums] = {};
+#pragma unroll 4
+    for (unsigned y = 0; y < blockDim.y; ++y) {
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) sum[s] += total(s, i, y * blockDim.x + threadIdx.x);
+    }
+    if (columns.inner > 1) {
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) total(s, i, threadIdx.x) = sum[s];  // nobody else has read it
+    } else if (place.column + i < columns.width) {
+      store(place.column + i, sum);
+    }
+  }
+  if (columns.inner == 1) return;
+
+  // The block's columns of each group together: a warp a group.
+  __syncthreads();
+  const int64_t width = blockDim.x * kSize, end = min(place.first + width, columns.width);
+  for (int64_t group = columns.group(place.first) + thread / kWarpSize; group * columns.inner < end;
+       group += kSumColumnThreads / kWarpSize) {
+    const int64_t group_begin = group * columns.inner, group_end = group_begin + columns.inner;
+    const int begin = static_cast<int>(max(group_begin, place.first) - place.first);
+    double sum[kSums] = {};
+    for (int c = begin + thread % kWarpSize; c < min(group_end, end) - place.first; c += kWarpSize) {
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) sum[s] += total(s, c % kSize, c / kSize);
+    }
+    warp_sum<kWarpSize>(sum);
+    if (thread % kWarpSize != 0) continue;
+    const int64_t piece = place.block - quotient(group_begin, width);
+    store(group * pieces + piece, sum);
+    // Groups that begin elsewhere in a block may have one piece less than others.
+    if (group_end <= place.first + width && piece + 1 < pieces) store(group * pieces + piece + 1, {});
   }
 }
+
+template <class Map>
+constexpr int kMapColumnBlocks = Map::kInputs == 1 ? 3 : 2;
 
 // output = Map(inputs, k), with each column's channel's coefficients k. The last rows come first.
 template <class T, class Map, int kSize, class Coefficients>
-__global__ void __launch_bounds__(kColumnThreads, 2)
-    map_columns_kernel(const Columns columns, const unsigned slices, const Inputs<T, Map::kInputs> inputs, T* output,
-                       const Coefficients coefficients) {
+__global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
+    map_columns_kernel(const Columns columns, const ColumnSlices slices, const Inputs<T, Map::kInputs> inputs,
+                       T* output, const Coefficients coefficients) {
   constexpr int kTile = 4;  // rows
   using A = Compute<T>;
+  using Staged = ColumnCoefficients<A, kSize, Map::kCoefficients>;
+  SHARED_ARRAY(uint4, staged, Staged::kSharedVectors);
   const ColumnPlace<kSize> place(columns, slices, gridDim.x - 1 - blockIdx.x);
-  A k[kSize][Map::kCoefficients];
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    const int64_t column = place.column + i;
-    const bool first = place.slice == 0 && threadIdx.y == 0 && column < columns.channels * columns.inner &&
-                       column % columns.inner == 0;
-    coefficients(columns.channel(column < columns.width ? column : 0), k[i], first);
-  }
-  for (int64_t row = place.row; row < place.row_end; row += kTile * place.row_step) {
-    Vector<T, kSize> tile[kTile][Map::kInputs];
+  Vector<T, kSize> tile[kTile][Map::kInputs];
+  const auto fetch = [&](int done) {
+    const int64_t at = place.offset + done * place.step;
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
-      const int64_t r = row + t * place.row_step;
-      if (r < place.row_end) inputs.fetch(r * columns.width + place.column, tile[t]);
+      if (done + t < place.rows) inputs.fetch(at + t * place.step, tile[t]);
     }
+  };
+  fetch(0);  // on its way with the coefficients
+  Staged stage(staged);
+  stage.template fetch<kMapColumnThreads>(place.first, columns.width, [&](int64_t column, A(&k)[Map::kCoefficients]) {
+    const int64_t group = columns.group(column);
+    const bool first = place.slice == 0 && group < columns.channels && column == group * columns.inner;
+    coefficients(columns.channel_of(group), k, first);
+  });
+  __syncthreads();
+  A k[kSize][Map::kCoefficients];
+  stage.read(k);
+  for (int done = 0; done < place.rows; done += kTile) {
+    const int64_t at = place.offset + done * place.step;
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
-      const int64_t r = row + t * place.row_step;
-      if (r >= place.row_end) continue;
+      if (done + t >= place.rows) continue;
       A wide[Map::kInputs][kSize], out[kSize];
       inputs.widen(tile[t], 0, wide);
 #pragma unroll
@@ -161,27 +314,35 @@ __global__ void __launch_bounds__(kColumnThreads, 2)
         for (int j = 0; j < Map::kInputs; ++j) x[j] = wide[j][i];
         out[i] = Map::apply(x, k[i]);
       }
-      store_vector(output + r * columns.width + place.column, out);
+      store_vector(output + at + t * place.step, out);
     }
+    fetch(done + kTile);
   }
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
 struct ColumnLaunch {
   dim3 block;
-  unsigned slices, grid;
+  ColumnSlices slices;
+  unsigned grid;
 };
 
-// Neighbouring threads along a row as far as it goes; slices so that there are some blocks for every SM, and each
-// thread has at least two tiles of rows.
-inline ColumnLaunch column_launch(const Columns& columns, int size, int sm_count) {
+// Neighbouring threads along a row as far as it goes; slices so that as many blocks as the GPU holds at once,
+// `resident` for each SM, have everything, and none is to start and to end twice. Where blocks of columns are too many
+// for that, slices so that there are several rounds of blocks: the last one may be nearly empty. Each thread has a tile
+// of rows, if there are as many.
+inline ColumnLaunch column_launch(const Columns& columns, int size, int threads, int tile, int resident, int sm_count) {
   unsigned x = 1;
   while (x < kWarpSize && x * size < columns.width) x *= 2;
-  const unsigned y = kColumnThreads / x;
+  const unsigned y = threads / x;
   const int64_t across = (columns.width + int64_t{x} * size - 1) / (int64_t{x} * size);
-  const int64_t wanted = (8 * int64_t{sm_count} + across - 1) / across, most = (columns.rows + 16 * y - 1) / (16 * y);
-  const int64_t slices = wanted < most ? wanted : most;
-  return {dim3(x, y), static_cast<unsigned>(slices), static_cast<unsigned>(across * slices)};
+  const int64_t at_once = int64_t{resident} * sm_count;
+  const int64_t wanted = (2 * across <= at_once ? at_once : 4 * at_once) / across;
+  const int64_t most = (columns.rows + tile * y - 1) / (tile * y);
+  const int64_t slices = wanted < 1 ? 1 : wanted < most ? wanted : most;
+  const int64_t rows = ((columns.rows + slices - 1) / slices + y - 1) / y * y;
+  const int64_t count = (columns.rows + rows - 1) / rows;
+  return {dim3(x, y), {static_cast<unsigned>(count), rows}, static_cast<unsigned>(across * count)};
 }
 
 }  // namespace normext::cuda

@@ -1,0 +1,106 @@
+// column_sums.cuh -- what a thread sums over the rows of one column, before float64 takes over.
+//
+// As sums.cuh's, but many to a thread: a few registers each. take() hands over the sums of the last few rows and starts
+// anew; who calls it keeps the totals. Of values of half types, which have few digits, so many add up exactly enough;
+// of float32 a tile does.
+#pragma once
+#include "sums.cuh"
+
+namespace normext::cuda {
+
+// Rows between two calls of take(): a multiple of every tile. float64 needs none but the last.
+template <class T, int kTile>
+constexpr int kRowsBetween = sizeof(T) == 2   ? 64
+                             : sizeof(T) == 4 ? kTile
+                                              : 1 << 30;
+
+// Sums of d and d^2, for d = x - shift with a shift of the thread's own: see MomentSums.
+template <class T>
+class ColumnMoments {
+  using A = Compute<T>;
+
+ public:
+  static constexpr int kInputs = 1, kSums = 2, kCoefficients = 1;  // x; the common shift
+  static constexpr int kTile = 8;                                  // rows
+  static constexpr bool kOwnShift = true;
+  static constexpr bool kRecounts = !std::is_same_v<A, double>;  // float64 has nothing wider to be summed in
+
+  // A shift of the type of the values makes most differences of half types exact, and their sums.
+  __device__ void start(const A (&)[1], const A (&in)[1][kTile], int count) {
+    const A mean = mean_of(in[0], count);
+    shift_ = finite_or(widen(narrow<T>(mean)), mean);
+  }
+
+  __device__ void add(const A (&in)[1][kTile], int count) {
+    A first, second;
+    sum_powers(in[0], count, shift_, A(1), first, second);
+    first_ += first;
+    second_ += second;
+  }
+
+  // False where differences or squares are such as the type cannot hold: then the rows must be counted again. Where all
+  // differences are zero, there is nothing that could be lost.
+  __device__ bool take(double (&out)[2]) {
+    const bool exact = !kRecounts || (first_ == 0 && second_ == 0) || scale_for(second_, shift_) == 1;
+    out[0] = first_;
+    out[1] = second_;
+    first_ = second_ = 0;
+    return exact;
+  }
+  __device__ void recount(const A (&in)[1], double (&sums)[2]) const {
+    const double d = static_cast<double>(in[0]) - static_cast<double>(shift_);
+    sums[0] += d;
+    sums[1] = fma(d, d, sums[1]);
+  }
+
+  // Makes the totals over `count` rows those that all threads agree on.
+  __device__ void finish(const A (&common_shift)[1], int count, double (&totals)[2]) const {
+    if (count > 0) change_shift(shift_, common_shift[0], count, totals);
+  }
+
+ private:
+  A shift_ = 0, first_ = 0, second_ = 0;
+};
+
+// Sums of g, g * xhat and xhat: see GradientSums.
+template <class T>
+class ColumnGradients {
+  using A = Compute<T>;
+
+ public:
+  static constexpr int kInputs = 2, kSums = 3, kCoefficients = 2;  // g, x; mean, rstd
+  static constexpr int kTile = 4;
+  static constexpr bool kOwnShift = false, kRecounts = false;
+
+  __device__ void start(const A (&k)[2], const A (&)[2][kTile], int) {
+    mean_ = k[0];
+    rstd_ = k[1];
+  }
+
+  __device__ void add(const A (&in)[2][kTile], int count) {
+    A sums[3] = {};
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) {
+      const A g = t < count ? in[0][t] : A(0), xhat = t < count ? (in[1][t] - mean_) * rstd_ : A(0);
+      sums[0] += g;
+      sums[1] = fma(g, xhat, sums[1]);
+      sums[2] += xhat;
+    }
+#pragma unroll
+    for (int s = 0; s < 3; ++s) sums_[s] += sums[s];
+  }
+
+  __device__ bool take(double (&out)[3]) {
+#pragma unroll
+    for (int s = 0; s < 3; ++s) {
+      out[s] = sums_[s];
+      sums_[s] = 0;
+    }
+    return true;
+  }
+
+ private:
+  A mean_ = 0, rstd_ = 0, sums_[3] = {};
+};
+
+}  // namespace normext::cuda
