@@ -124,7 +124,7 @@ struct EvaluationGradientCoefficients {
 
 // ------------------------------------------------------------------------------------------------ all slices together
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_forward_kernel(const BatchNormForward op, const Partials partials, const Shift<T> shift_of,
                           const StoredCoefficients<Compute<T>, 3> coefficients) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kFinishChannels + threadIdx.x / kWarpSize;
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kFinishThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_backward_kernel(const BatchNormBackward op, const Partials partials,
                            const StoredCoefficients<Compute<T>, 5> coefficients) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kFinishChannels + threadIdx.x / kWarpSize;

@@ -25,10 +25,11 @@ int access_size(int64_t contiguous, bool aligned) {
 template <class T>
 Columns columns_of(const BatchNormShape& shape) {
   const int64_t elements = shape.batch * shape.channels * shape.plane;
-  if (!channels_innermost(shape)) return {shape.batch, shape.channels * shape.plane, shape.channels, shape.plane};
+  if (!channels_innermost(shape))
+    return {shape.batch, shape.channels * shape.plane, Divisor(shape.channels), Divisor(shape.plane)};
   const int64_t several = shape.channels / std::gcd(shape.channels, int64_t{kVec<T>}) * kVec<T>;
   const int64_t width = elements % several == 0 ? several : shape.channels;
-  return {elements / width, width, shape.channels, 1};
+  return {elements / width, width, Divisor(shape.channels), Divisor(1)};
 }
 
 // ------------------------------------------------------------------------------------------------ elementwise
@@ -90,14 +91,14 @@ Partials launch_sums(const BatchNormShape& shape, Run& run, const Inputs<T, Sum:
     const auto launch = [&]<int kSize>() {
       const auto how = column_launch(columns, kSize, kSumColumnThreads, ColumnSum::kTile,
                                      kSumColumnBlocks<ColumnSum, kSize>, run.device.sm_count);
-      const int64_t groups = columns.width / columns.inner, of_block = int64_t{how.block.x} * kSize;
+      const int64_t groups = columns.width / columns.inner.value, of_block = int64_t{how.block.x} * kSize;
       // The most blocks that a group's columns may be in.
-      const auto pieces = static_cast<unsigned>((columns.inner + of_block - 2) / of_block + 1);
+      const auto pieces = static_cast<unsigned>((columns.inner.value + of_block - 2) / of_block + 1);
       const unsigned of_group = pieces * how.slices.count;
       double* const partials = run.take<double>(groups * of_group * Sum::kSums);
       run.launch(sum_columns_kernel<T, ColumnSum, kSize, Start>, {.grid = how.grid, .block = how.block}, columns,
                  how.slices, pieces, inputs, start, partials);
-      return Partials{partials, columns.channels, groups / columns.channels, of_group, inverse_count};
+      return Partials{partials, shape.channels, groups / shape.channels, of_group, inverse_count};
     };
     return access_size<T>(columns.width, aligned) > 1 ? launch.template operator()<kVec<T>>()
                                                       : launch.template operator()<1>();

@@ -26,16 +26,15 @@ class ColumnMoments {
   static constexpr bool kRecounts = !std::is_same_v<A, double>;  // float64 has nothing wider to be summed in
 
   // A shift of the type of the values makes most differences of half types exact, and their sums.
-  __device__ void start(const A (&)[1], const A (&in)[1][kTile], int count) {
-    const A mean = mean_of(in[0], count);
+  __device__ void start(const A (&)[1], const A (&in)[1][kTile]) {
+    const A mean = mean_of(in[0], kTile);
     shift_ = finite_or(widen(narrow<T>(mean)), mean);
   }
 
-  __device__ void add(const A (&in)[1][kTile], int count) {
-    A first, second;
-    sum_powers(in[0], count, shift_, A(1), first, second);
-    first_ += first;
-    second_ += second;
+  __device__ void add(const A (&in)[1]) {
+    const A d = in[0] - shift_;
+    first_ += d;
+    second_ = fma(d, d, second_);
   }
 
   // False where differences or squares are such as the type cannot hold: then the rows must be counted again. Where all
@@ -72,22 +71,16 @@ class ColumnGradients {
   static constexpr int kTile = 4;
   static constexpr bool kOwnShift = false, kRecounts = false;
 
-  __device__ void start(const A (&k)[2], const A (&)[2][kTile], int) {
+  __device__ void start(const A (&k)[2], const A (&)[2][kTile]) {
     mean_ = k[0];
     rstd_ = k[1];
   }
 
-  __device__ void add(const A (&in)[2][kTile], int count) {
-    A sums[3] = {};
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      const A g = t < count ? in[0][t] : A(0), xhat = t < count ? (in[1][t] - mean_) * rstd_ : A(0);
-      sums[0] += g;
-      sums[1] = fma(g, xhat, sums[1]);
-      sums[2] += xhat;
-    }
-#pragma unroll
-    for (int s = 0; s < 3; ++s) sums_[s] += sums[s];
+  __device__ void add(const A (&in)[2]) {
+    const A xhat = (in[1] - mean_) * rstd_;
+    sums_[0] += in[0];
+    sums_[1] = fma(in[0], xhat, sums_[1]);
+    sums_[2] += xhat;
   }
 
   __device__ bool take(double (&out)[3]) {

@@ -11,18 +11,31 @@ namespace normext::cuda {
 
 constexpr int kSumColumnThreads = 128, kMapColumnThreads = 256;
 
-__device__ inline int64_t quotient(int64_t a, int64_t b) {
-  if (((a | b) >> 32) != 0) return a / b;
-  return static_cast<unsigned>(a) / static_cast<unsigned>(b);  // far cheaper
-}
+// n / divisor for n below 2^31, by a multiplication: divisions cost the device dear, so this is made on the host.
+class Divisor {
+ public:
+  const int64_t value;
 
+  explicit Divisor(int64_t divisor) : value(divisor) {
+    while (int64_t{1} << log_ < divisor && log_ < 31) ++log_;
+    factor_ = ((uint64_t{1} << (31 + log_)) + divisor - 1) / divisor;
+  }
+  __device__ int64_t divide(int64_t n) const { return static_cast<int64_t>((n * factor_) >> (31 + log_)); }
+
+ private:
+  uint64_t factor_ = 0;
+  unsigned log_ = 0;
+};
+
+// Column c is in group c / inner, of the channel of that number modulo the channels. Fewer than 2^31 of them, or as
+// many as there are channels.
 struct Columns {
-  int64_t rows, width;      // the tensor, row after row
-  int64_t channels, inner;  // column c is in group c / inner, of the channel of that number modulo the channels
+  int64_t rows, width;  // the tensor, row after row
+  Divisor channels, inner;
 
-  __device__ int64_t group(int64_t column) const { return inner == 1 ? column : quotient(column, inner); }
+  __device__ int64_t group(int64_t column) const { return inner.value == 1 ? column : inner.divide(column); }
   __device__ int64_t channel_of(int64_t group) const {
-    return group < channels ? group : group - quotient(group, channels) * channels;
+    return group < channels.value ? group : group - channels.divide(group) * channels.value;
   }
 };
 
@@ -64,16 +77,17 @@ class ColumnCoefficients {
 
   __device__ explicit ColumnCoefficients(uint4* shared) : shared_(reinterpret_cast<A*>(shared)) {}
 
-  // get(column, k) for every column; a barrier must follow.
+  // get(column, k, mine) for every column, and for some that another thread has too; a barrier must follow.
   template <int kThreads, class Get>
   __device__ void fetch(int64_t first, int64_t width, const Get& get) {
     constexpr int kPerThread = (kColumns + kThreads - 1) / kThreads;
     const int thread = threadIdx.y * blockDim.x + threadIdx.x, of_block = blockDim.x * kSize;
-    A k[kPerThread][kCount] = {};
+    A k[kPerThread][kCount];
 #pragma unroll
-    for (int p = 0; p < kPerThread; ++p) {
+    for (int p = 0; p < kPerThread; ++p) {  // without a branch, so that all loads are on their way together
       const int c = thread + p * kThreads;
-      if (c < of_block && first + c < width) get(first + c, k[p]);
+      const int64_t column = min(first + c, width - 1);
+      get(column, k[p], c < of_block && first + c == column);
     }
 #pragma unroll
     for (int p = 0; p < kPerThread; ++p) {
@@ -129,26 +143,21 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
   };
 
   Vector<T, kSize> tile[kTile][Sum::kInputs];
-  const auto fetch = [&](int done) {
-    const int64_t at = place.offset + done * place.step;
+  int done = 0;               // rows that have been added
+  int64_t at = place.offset;  // of the row to be fetched next
+  const auto fetch = [&] {
 #pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      if (done + t < place.rows) inputs.fetch(at + t * place.step, tile[t]);
-    }
-  };
-  const auto down = [&](int i, A(&values)[Sum::kInputs][kTile]) {
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-#pragma unroll
-      for (int j = 0; j < Sum::kInputs; ++j) values[j][t] = tile[t][j][i];
+    for (int t = 0; t < kTile; ++t, at += place.step) {
+      if (done + t < place.rows) inputs.fetch(at, tile[t]);
     }
   };
 
-  fetch(0);  // on its way with the coefficients
+  fetch();  // on its way with the coefficients
   Staged stage(staged);
-  stage.template fetch<kSumColumnThreads>(place.first, columns.width, [&](int64_t column, A(&k)[Sum::kCoefficients]) {
-    coefficients(columns.channel_of(columns.group(column)), k);
-  });
+  stage.template fetch<kSumColumnThreads>(place.first, columns.width,
+                                          [&](int64_t column, A(&k)[Sum::kCoefficients], bool) {
+                                            coefficients(columns.channel_of(columns.group(column)), k);
+                                          });
 #pragma unroll
   for (int s = 0; s < kSums; ++s) {
 #pragma unroll
@@ -160,28 +169,37 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
     A k[kSize][Sum::kCoefficients];
     stage.read(k);
 #pragma unroll
+    for (int t = 1; t < kTile; ++t) {
+      if (t < place.rows) continue;
+#pragma unroll
+      for (int j = 0; j < Sum::kInputs; ++j) tile[t][j] = tile[0][j];
+    }
+#pragma unroll
     for (int i = 0; i < kSize; ++i) {
       A values[Sum::kInputs][kTile];
-      down(i, values);
-      sums[i].start(k[i], values, min(place.rows, kTile));
+#pragma unroll
+      for (int t = 0; t < kTile; ++t) {
+#pragma unroll
+        for (int j = 0; j < Sum::kInputs; ++j) values[j][t] = tile[t][j][i];
+      }
+      sums[i].start(k[i], values);
     }
   }
 
-  for (int done = 0, taken = 0; done < place.rows;) {
-    const auto add = [&](int count) {
+  for (int taken = 0; done < place.rows;) {
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) {
+      if (done + t >= place.rows) continue;
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
-        A values[Sum::kInputs][kTile];
-        down(i, values);
-        sums[i].add(values, count);
+        A values[Sum::kInputs];
+#pragma unroll
+        for (int j = 0; j < Sum::kInputs; ++j) values[j] = tile[t][j][i];
+        sums[i].add(values);
       }
-      done += count;
-    };
-    if (place.rows - done >= kTile)  // for the compiler, which drops the tests for each row
-      add(kTile);
-    else
-      add(place.rows - done);
-    fetch(done);
+    }
+    done += kTile;
+    fetch();
     if (done - taken < kBetween && done < place.rows) continue;
 
     unsigned again = 0;  // a bit for each column
@@ -202,9 +220,9 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
         for (int c = 0; c < kSize; ++c) sum = c == i ? sums[c] : sum;
         double recounted[kSums] = {};
 #pragma unroll 1
-        for (int r = taken; r < done; ++r) {
-          const A x = widen(__ldg(inputs.arrays[0] + place.offset + r * place.step + i));
-          sum.recount({x}, recounted);
+        for (int r = taken; r < min(done, place.rows); ++r) {
+          const int64_t row = at - (done + kTile - r) * place.step;
+          sum.recount({widen(__ldg(inputs.arrays[0] + row + i))}, recounted);
         }
 #pragma unroll
         for (int s = 0; s < kSums; ++s) total(s, i, thread) += recounted[s];
@@ -239,21 +257,21 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
 #pragma unroll
       for (int s = 0; s < kSums; ++s) sum[s] += total(s, i, y * blockDim.x + threadIdx.x);
     }
-    if (columns.inner > 1) {
+    if (columns.inner.value > 1) {
 #pragma unroll
       for (int s = 0; s < kSums; ++s) total(s, i, threadIdx.x) = sum[s];  // nobody else has read it
     } else if (place.column + i < columns.width) {
       store(place.column + i, sum);
     }
   }
-  if (columns.inner == 1) return;
+  if (columns.inner.value == 1) return;
 
   // The block's columns of each group together: a warp a group.
   __syncthreads();
   const int64_t width = blockDim.x * kSize, end = min(place.first + width, columns.width);
-  for (int64_t group = columns.group(place.first) + thread / kWarpSize; group * columns.inner < end;
+  for (int64_t group = columns.group(place.first) + thread / kWarpSize; group * columns.inner.value < end;
        group += kSumColumnThreads / kWarpSize) {
-    const int64_t group_begin = group * columns.inner, group_end = group_begin + columns.inner;
+    const int64_t group_begin = group * columns.inner.value, group_end = group_begin + columns.inner.value;
     const int begin = static_cast<int>(max(group_begin, place.first) - place.first);
     double sum[kSums] = {};
     for (int c = begin + thread % kWarpSize; c < min(group_end, end) - place.first; c += kWarpSize) {
@@ -262,7 +280,7 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
     }
     warp_sum<kWarpSize>(sum);
     if (thread % kWarpSize != 0) continue;
-    const int64_t piece = place.block - quotient(group_begin, width);
+    const int64_t piece = place.block - group_begin / width;
     store(group * pieces + piece, sum);
     // Groups that begin elsewhere in a block may have one piece less than others.
     if (group_end <= place.first + width && piece + 1 < pieces) store(group * pieces + piece + 1, {});
@@ -292,11 +310,13 @@ __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
   };
   fetch(0);  // on its way with the coefficients
   Staged stage(staged);
-  stage.template fetch<kMapColumnThreads>(place.first, columns.width, [&](int64_t column, A(&k)[Map::kCoefficients]) {
-    const int64_t group = columns.group(column);
-    const bool first = place.slice == 0 && group < columns.channels && column == group * columns.inner;
-    coefficients(columns.channel_of(group), k, first);
-  });
+  stage.template fetch<kMapColumnThreads>(
+      place.first, columns.width, [&](int64_t column, A(&k)[Map::kCoefficients], bool mine) {
+        const int64_t group = columns.group(column);
+        const bool first =
+            mine && place.slice == 0 && group < columns.channels.value && column == group * columns.inner.value;
+        coefficients(columns.channel_of(group), k, first);
+      });
   __syncthreads();
   A k[kSize][Map::kCoefficients];
   stage.read(k);

@@ -65,7 +65,8 @@ struct Partials {
   }
 };
 
-constexpr int kFinishThreads = 128;
+// Left to itself, nvcc gives such small kernels the 32 registers with which an SM is full: too few for all those loads.
+constexpr int kFinishThreads = 128, kFinishBlocks = 4;
 constexpr int kFinishChannels = kFinishThreads / kWarpSize;  // a warp each
 
 // Coefficients of all channels, as an earlier kernel has stored them.
