@@ -28,7 +28,7 @@ Columns columns_of(const BatchNormShape& shape) {
   if (!channels_innermost(shape))
     return {shape.batch, shape.channels * shape.plane, Divisor(shape.channels), Divisor(shape.plane)};
   const int64_t several = shape.channels / std::gcd(shape.channels, int64_t{kVec<T>}) * kVec<T>;
-  const int64_t width = elements % several == 0 ? several : shape.channels;
+  const int64_t width = elements % several == 0 && several <= kMostColumns ? several : shape.channels;
   return {elements / width, width, Divisor(shape.channels), Divisor(1)};
 }
 
@@ -46,7 +46,7 @@ void launch_map(const BatchNormShape& shape, Run& run, const Inputs<T, Map::kInp
   const auto by_columns = [&]<int kSize>(const Columns& columns) {
     const auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, run.device.sm_count);
     run.launch(map_columns_kernel<T, Map, kSize, Coefficients>, {.grid = how.grid, .block = how.block}, columns,
-               how.slices, inputs, out, coefficients);
+               how.slice_rows, inputs, out, coefficients);
   };
   const auto by_planes = [&]<int kSize>(const Planes& planes) {
     const PlaneSlices slices(planes, kSize, kPlaneThreads, plane_slices(planes, run.device.sm_count));
@@ -56,7 +56,8 @@ void launch_map(const BatchNormShape& shape, Run& run, const Inputs<T, Map::kInp
   };
   const Columns columns = columns_of<T>(shape);
   const int of_columns = access_size<T>(columns.width, aligned), of_planes = access_size<T>(shape.plane, aligned);
-  const bool as_samples = shape.plane < kShortPlane || (of_planes == 1 && shape.batch >= kFewSamples);
+  const bool as_samples =
+      columns.width <= kMostColumns && (shape.plane < kShortPlane || (of_planes == 1 && shape.batch >= kFewSamples));
   if (channels_innermost(shape) || (as_samples && of_columns > 1)) {
     if (of_columns > 1)
       by_columns.template operator()<kVec<T>>(columns);
@@ -71,14 +72,15 @@ void launch_map(const BatchNormShape& shape, Run& run, const Inputs<T, Map::kInp
 
 // ------------------------------------------------------------------------------------------------ sums
 // Planes that are no multiple of a vector, in samples that are, are summed as a matrix of samples too, in which a block
-// has a few tiles of rows or more. Small tensors are left to the kernel that does all in one launch.
-constexpr int64_t kManySamples = 16, kSmallTensor = 4 << 20;  // bytes
+// has a few tiles of rows or more. Tensors with few bytes for each SM are left to the kernel that does all in one
+// launch.
+constexpr int64_t kManySamples = 16, kSmallShare = 32 << 10;
 
 template <class T>
-bool sums_by_columns(const BatchNormShape& shape, bool aligned) {
+bool sums_by_columns(const BatchNormShape& shape, bool aligned, int sm_count) {
   if (channels_innermost(shape)) return true;
-  const int64_t sample = shape.channels * shape.plane;
-  return shape.batch >= kManySamples && shape.batch * sample * static_cast<int64_t>(sizeof(T)) >= kSmallTensor &&
+  const int64_t sample = shape.channels * shape.plane, bytes = shape.batch * sample * static_cast<int64_t>(sizeof(T));
+  return shape.batch >= kManySamples && bytes >= kSmallShare * sm_count && sample <= kMostColumns &&
          access_size<T>(shape.plane, aligned) == 1 && access_size<T>(sample, aligned) > 1;
 }
 
@@ -86,7 +88,7 @@ template <class T, class Sum, class ColumnSum, class Start>
 Partials launch_sums(const BatchNormShape& shape, Run& run, const Inputs<T, Sum::kInputs>& inputs, const Start& start,
                      bool aligned) {
   const double inverse_count = 1 / static_cast<double>(shape.batch * shape.plane);
-  if (sums_by_columns<T>(shape, aligned)) {
+  if (sums_by_columns<T>(shape, aligned, run.device.sm_count)) {
     const Columns columns = columns_of<T>(shape);
     const auto launch = [&]<int kSize>() {
       const auto how = column_launch(columns, kSize, kSumColumnThreads, ColumnSum::kTile,
@@ -94,10 +96,10 @@ Partials launch_sums(const BatchNormShape& shape, Run& run, const Inputs<T, Sum:
       const int64_t groups = columns.width / columns.inner.value, of_block = int64_t{how.block.x} * kSize;
       // The most blocks that a group's columns may be in.
       const auto pieces = static_cast<unsigned>((columns.inner.value + of_block - 2) / of_block + 1);
-      const unsigned of_group = pieces * how.slices.count;
+      const unsigned of_group = pieces * how.grid.y;
       double* const partials = run.take<double>(groups * of_group * Sum::kSums);
       run.launch(sum_columns_kernel<T, ColumnSum, kSize, Start>, {.grid = how.grid, .block = how.block}, columns,
-                 how.slices, pieces, inputs, start, partials);
+                 how.slice_rows, pieces, inputs, start, partials);
       return Partials{partials, shape.channels, groups / shape.channels, of_group, inverse_count};
     };
     return access_size<T>(columns.width, aligned) > 1 ? launch.template operator()<kVec<T>>()
@@ -189,7 +191,8 @@ void batch_norm_forward(const BatchNormForward& op, Run& run) {
     return launch_map<T, Normalize>(op.shape, run, inputs, op.output, EvaluationCoefficients<T>{op}, aligned);
 
   const int size = access_size<T>(op.shape.plane, aligned);
-  const OnChip how = sums_by_columns<T>(op.shape, aligned) ? OnChip{} : on_chip<T>(op.shape, run.device, size, 1);
+  const OnChip how =
+      sums_by_columns<T>(op.shape, aligned, run.device.sm_count) ? OnChip{} : on_chip<T>(op.shape, run.device, size, 1);
   if (how.cluster) return launch_on_chip<T, ForwardOnChip<T>>(op, run, how, size, 1);
 
   const StoredCoefficients<A, 3> coefficients{run.take<A>(op.shape.channels * 3)};
@@ -219,7 +222,7 @@ void batch_norm_backward(const BatchNormBackward& op, Run& run) {
   const T *dy = static_cast<const T*>(op.grad_output), *x = static_cast<const T*>(op.input);
   const Inputs<T, 2> inputs{{dy, x}};
 
-  if (op.training && op.grad_input && !sums_by_columns<T>(op.shape, aligned)) {
+  if (op.training && op.grad_input && !sums_by_columns<T>(op.shape, aligned, run.device.sm_count)) {
     const int size = access_size<T>(op.shape.plane, aligned);
     if (const OnChip how = on_chip<T>(op.shape, run.device, size, 2); how.cluster)
       return launch_on_chip<T, BackwardOnChip<T>>(op, run, how, size, 2, how.stash_size);

@@ -37,12 +37,12 @@ class ColumnMoments {
     second_ = fma(d, d, second_);
   }
 
-  // False where differences or squares are such as the type cannot hold: then the rows must be counted again. Where all
-  // differences are zero, there is nothing that could be lost.
+  // False, and sums of zero, where differences or squares are such as the type cannot hold: then the rows must be
+  // counted again. Where all differences are zero, there is nothing that could be lost.
   __device__ bool take(double (&out)[2]) {
-    const bool exact = !kRecounts || (first_ == 0 && second_ == 0) || scale_for(second_, shift_) == 1;
-    out[0] = first_;
-    out[1] = second_;
+    const bool exact = !kRecounts | is_exact(second_, shift_) | ((first_ == 0) & (second_ == 0));
+    out[0] = exact ? first_ : A(0);
+    out[1] = exact ? second_ : A(0);
     first_ = second_ = 0;
     return exact;
   }

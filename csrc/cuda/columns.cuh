@@ -11,7 +11,8 @@ namespace normext::cuda {
 
 constexpr int kSumColumnThreads = 128, kMapColumnThreads = 256;
 
-// n / divisor for n below 2^31, by a multiplication: divisions cost the device dear, so this is made on the host.
+// n / divisor for n up to kMostColumns, by a multiplication: divisions cost the device dear, so this is made on the
+// host.
 class Divisor {
  public:
   const int64_t value;
@@ -27,8 +28,10 @@ class Divisor {
   unsigned log_ = 0;
 };
 
-// Column c is in group c / inner, of the channel of that number modulo the channels. Fewer than 2^31 of them, or as
-// many as there are channels.
+constexpr int64_t kMostColumns = 0x7fffffff;
+
+// Column c is in group c / inner, of the channel of that number modulo the channels. There are at most kMostColumns of
+// them, or as many as there are channels.
 struct Columns {
   int64_t rows, width;  // the tensor, row after row
   Divisor channels, inner;
@@ -39,29 +42,21 @@ struct Columns {
   }
 };
 
-// How rows are cut into slices. Made on the host: divisions cost the device dear.
-struct ColumnSlices {
-  unsigned count;
-  int64_t rows;  // of a slice: a multiple of blockDim.y
-};
-
-// Which columns and rows are a thread's. blockDim.x threads, a power of two and at most a warp, have neighbouring
-// vectors of a row, blockDim.y neighbouring rows.
+// Which columns and rows are a thread's, of a block that is number `block` of those across and `slice` of those down.
+// blockDim.x threads, a power of two and at most a warp, have neighbouring vectors of a row, blockDim.y neighbouring
+// rows.
 template <int kSize>
 struct ColumnPlace {
-  unsigned block, slice;  // of columns, of rows
   int64_t first, column;  // the block's first column, the thread's
   int64_t offset, step;   // in the tensor, of the thread's first vector; from there to the next
   int rows;               // of the thread, blockDim.y apart
 
-  __device__ ColumnPlace(const Columns& columns, const ColumnSlices& slices, unsigned index)
-      : block(index / slices.count),
-        slice(index % slices.count),
-        first(static_cast<int64_t>(block) * blockDim.x * kSize),
+  __device__ ColumnPlace(const Columns& columns, int64_t slice_rows, unsigned block, unsigned slice)
+      : first(static_cast<int64_t>(block) * blockDim.x * kSize),
         column(first + threadIdx.x * kSize),
         step(columns.width * blockDim.y) {
-    const int64_t row = slice * slices.rows + threadIdx.y;
-    const auto of_slice = static_cast<int>(min(slices.rows, columns.rows - slice * slices.rows));
+    const int64_t row = slice * slice_rows + threadIdx.y;
+    const auto of_slice = static_cast<int>(min(slice_rows, columns.rows - slice * slice_rows));
     offset = row * columns.width + column;
     rows = column < columns.width ? (of_slice + blockDim.y - 1 - threadIdx.y) / blockDim.y : 0;
   }
@@ -124,18 +119,18 @@ class ColumnCoefficients {
 template <class Sum, int kSize>
 constexpr int kSumColumnBlocks = Sum::kSums * kSize > 16 ? 5 : 6;
 
-// partials[group][piece][slice] = the sums over a slice of the rows, and over those columns of a group that a block
-// has: the group's pieces are those blocks, one after the other.
+// partials[group][piece][slice] = the sums over slice blockIdx.y of the rows, and over those columns of a group that a
+// block has: the group's pieces are those blocks, one after the other.
 template <class T, class Sum, int kSize, class Coefficients>
 __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize>)
-    sum_columns_kernel(const Columns columns, const ColumnSlices slices, const unsigned pieces,
+    sum_columns_kernel(const Columns columns, const int64_t slice_rows, const unsigned pieces,
                        const Inputs<T, Sum::kInputs> inputs, const Coefficients coefficients, double* partials) {
   constexpr int kTile = Sum::kTile, kSums = Sum::kSums, kBetween = kRowsBetween<T, kTile>;
   using A = Compute<T>;
   using Staged = ColumnCoefficients<A, kSize, Sum::kCoefficients>;
   SHARED_ARRAY(double, shared, kSums * kSize * kSumColumnThreads);
   SHARED_ARRAY(uint4, staged, Staged::kSharedVectors);
-  const ColumnPlace<kSize> place(columns, slices, blockIdx.x);
+  const ColumnPlace<kSize> place(columns, slice_rows, blockIdx.x, blockIdx.y);
   const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
   // Of sum s over column i of thread t. A thread's own until the barrier.
   const auto total = [&](int s, int i, unsigned t) -> double& {
@@ -147,8 +142,10 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
   int64_t at = place.offset;  // of the row to be fetched next
   const auto fetch = [&] {
 #pragma unroll
-    for (int t = 0; t < kTile; ++t, at += place.step) {
+    for (int t = 0; t < kTile; ++t) {
       if (done + t < place.rows) inputs.fetch(at, tile[t]);
+      at += place.step;
+      opaque(at);  // not a register for each multiple of the step
     }
   };
 
@@ -186,7 +183,7 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
     }
   }
 
-  for (int taken = 0; done < place.rows;) {
+  while (done < place.rows) {
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (done + t >= place.rows) continue;
@@ -200,18 +197,18 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
     }
     done += kTile;
     fetch();
-    if (done - taken < kBetween && done < place.rows) continue;
+    if (done % kBetween != 0 && done < place.rows) continue;
 
     unsigned again = 0;  // a bit for each column
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       double taken_now[kSums];
-      const bool exact = sums[i].take(taken_now);
-      if (!exact) again |= 1u << i;
+      if (!sums[i].take(taken_now)) again |= 1u << i;
 #pragma unroll
-      for (int s = 0; s < kSums; ++s) total(s, i, thread) += exact ? taken_now[s] : 0;
+      for (int s = 0; s < kSums; ++s) total(s, i, thread) += taken_now[s];
     }
     if constexpr (Sum::kRecounts) {
+      const int taken = (done - kTile) / kBetween * kBetween;  // before, of the rows
 #pragma unroll 1
       for (int i = 0; again >> i; ++i) {
         if (!(again >> i & 1)) continue;
@@ -228,7 +225,6 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
         for (int s = 0; s < kSums; ++s) total(s, i, thread) += recounted[s];
       }
     }
-    taken = done;
   }
 
   if constexpr (Sum::kOwnShift) {
@@ -248,7 +244,7 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
   // The block's rows together, in fixed order.
   const auto store = [&](int64_t index, const double (&sum)[kSums]) {
 #pragma unroll
-    for (int s = 0; s < kSums; ++s) partials[(index * slices.count + place.slice) * kSums + s] = sum[s];
+    for (int s = 0; s < kSums; ++s) partials[(index * gridDim.y + blockIdx.y) * kSums + s] = sum[s];
   };
   for (int i = threadIdx.y; i < kSize; i += blockDim.y) {
     double sum[kSums] = {};
@@ -280,7 +276,7 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
     }
     warp_sum<kWarpSize>(sum);
     if (thread % kWarpSize != 0) continue;
-    const int64_t piece = place.block - group_begin / width;
+    const int64_t piece = blockIdx.x - group_begin / width;
     store(group * pieces + piece, sum);
     // Groups that begin elsewhere in a block may have one piece less than others.
     if (group_end <= place.first + width && piece + 1 < pieces) store(group * pieces + piece + 1, {});
@@ -293,13 +289,14 @@ constexpr int kMapColumnBlocks = Map::kInputs == 1 ? 3 : 2;
 // output = Map(inputs, k), with each column's channel's coefficients k. The last rows come first.
 template <class T, class Map, int kSize, class Coefficients>
 __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
-    map_columns_kernel(const Columns columns, const ColumnSlices slices, const Inputs<T, Map::kInputs> inputs,
-                       T* output, const Coefficients coefficients) {
+    map_columns_kernel(const Columns columns, const int64_t slice_rows, const Inputs<T, Map::kInputs> inputs, T* output,
+                       const Coefficients coefficients) {
   constexpr int kTile = 4;  // rows
   using A = Compute<T>;
   using Staged = ColumnCoefficients<A, kSize, Map::kCoefficients>;
   SHARED_ARRAY(uint4, staged, Staged::kSharedVectors);
-  const ColumnPlace<kSize> place(columns, slices, gridDim.x - 1 - blockIdx.x);
+  const unsigned slice = gridDim.y - 1 - blockIdx.y;
+  const ColumnPlace<kSize> place(columns, slice_rows, gridDim.x - 1 - blockIdx.x, slice);
   Vector<T, kSize> tile[kTile][Map::kInputs];
   const auto fetch = [&](int done) {
     const int64_t at = place.offset + done * place.step;
@@ -314,7 +311,7 @@ __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
       place.first, columns.width, [&](int64_t column, A(&k)[Map::kCoefficients], bool mine) {
         const int64_t group = columns.group(column);
         const bool first =
-            mine && place.slice == 0 && group < columns.channels.value && column == group * columns.inner.value;
+            mine && slice == 0 && group < columns.channels.value && column == group * columns.inner.value;
         coefficients(columns.channel_of(group), k, first);
       });
   __syncthreads();
@@ -342,9 +339,8 @@ __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
 
 // ------------------------------------------------------------------------------------------------ launch configuration
 struct ColumnLaunch {
-  dim3 block;
-  ColumnSlices slices;
-  unsigned grid;
+  dim3 grid, block;    // slices along y: neighbouring blocks have neighbouring columns
+  int64_t slice_rows;  // a multiple of block.y
 };
 
 // Neighbouring threads along a row as far as it goes; slices so that as many blocks as the GPU holds at once,
@@ -361,8 +357,8 @@ inline ColumnLaunch column_launch(const Columns& columns, int size, int threads,
   const int64_t most = (columns.rows + tile * y - 1) / (tile * y);
   const int64_t slices = wanted < 1 ? 1 : wanted < most ? wanted : most;
   const int64_t rows = ((columns.rows + slices - 1) / slices + y - 1) / y * y;
-  const int64_t count = (columns.rows + rows - 1) / rows;
-  return {dim3(x, y), {static_cast<unsigned>(count), rows}, static_cast<unsigned>(across * count)};
+  return {dim3(static_cast<unsigned>(across), static_cast<unsigned>((columns.rows + rows - 1) / rows)), dim3(x, y),
+          rows};
 }
 
 }  // namespace normext::cuda
