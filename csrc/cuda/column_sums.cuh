@@ -23,7 +23,8 @@ class ColumnMoments {
   static constexpr int kInputs = 1, kSums = 2, kCoefficients = 1;  // x; the common shift
   static constexpr int kTile = 8;                                  // rows
   static constexpr bool kOwnShift = true;
-  static constexpr bool kRecounts = !std::is_same_v<A, double>;  // float64 has nothing wider to be summed in
+  // Squares of bfloat16 and float32 leave the range of float32, those of float16 do not; float64 has nothing wider.
+  static constexpr bool kRecounts = !std::is_same_v<A, double> && !std::is_same_v<T, __half>;
 
   // A shift of the type of the values makes most differences of half types exact, and their sums.
   __device__ void start(const A (&)[1], const A (&in)[1][kTile]) {

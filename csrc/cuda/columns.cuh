@@ -4,6 +4,8 @@
 // A thread has a vector of columns and walks down the rows; the sums of a block's threads meet at the end. Where the
 // number of channels is no multiple of a vector, several pixels make one row.
 #pragma once
+#include <algorithm>
+
 #include "column_sums.cuh"
 #include "planes.cuh"
 
@@ -115,9 +117,12 @@ class ColumnCoefficients {
   A* shared_;
 };
 
-// Blocks that fit on an SM at once: the short sums of a vector's columns, and a tile of rows, fill the registers.
+// Blocks that fit on an SM at once. What fills the registers are a tile of rows, the short sums of a vector's columns,
+// and, of float32, the float64 totals that these are added to after each tile.
 template <class Sum, int kSize>
-constexpr int kSumColumnBlocks = Sum::kSums * kSize > 16 ? 5 : 6;
+constexpr int kSumColumnBlocks = kSize == 1                 ? 8
+                                 : Sum::kSums * kSize == 16 ? 6
+                                                            : 5;
 
 // partials[group][piece][slice] = the sums over slice blockIdx.y of the rows, and over those columns of a group that a
 // block has: the group's pieces are those blocks, one after the other.
@@ -343,19 +348,27 @@ struct ColumnLaunch {
   int64_t slice_rows;  // a multiple of block.y
 };
 
-// Neighbouring threads along a row as far as it goes; slices so that as many blocks as the GPU holds at once,
-// `resident` for each SM, have everything, and none is to start and to end twice. Where blocks of columns are too many
-// for that, slices so that there are several rounds of blocks: the last one may be nearly empty. Each thread has a tile
-// of rows, if there are as many.
+// How many slices of the rows, at most `most`. Few: each block costs its start, its end, and the partial sums it
+// leaves. Enough that the blocks fill half of the GPU at least, which holds `resident` for each SM at once; and more if
+// that leaves less to do for the SM that has most. Where the blocks across are few, as many as the GPU holds.
+inline int64_t count_slices(int64_t across, int64_t most, int64_t resident, int64_t sm_count) {
+  const int64_t at_once = resident * sm_count;
+  if (8 * across <= at_once) return std::min(at_once / across, most);
+  const auto for_one_sm = [&](int64_t slices) { return (across * slices + sm_count - 1) / sm_count; };
+  int64_t best = std::min((at_once / 2 + across - 1) / across, most);
+  for (int64_t slices = best + 1; slices <= most && across * slices <= 4 * at_once; ++slices) {
+    if (20 * for_one_sm(slices) * best < 19 * for_one_sm(best) * slices) best = slices;  // by a twentieth
+  }
+  return best;
+}
+
+// Neighbouring threads along a row as far as it goes; a tile of rows for each of them, if there are as many.
 inline ColumnLaunch column_launch(const Columns& columns, int size, int threads, int tile, int resident, int sm_count) {
   unsigned x = 1;
   while (x < kWarpSize && x * size < columns.width) x *= 2;
   const unsigned y = threads / x;
   const int64_t across = (columns.width + int64_t{x} * size - 1) / (int64_t{x} * size);
-  const int64_t at_once = int64_t{resident} * sm_count;
-  const int64_t wanted = (2 * across <= at_once ? at_once : 4 * at_once) / across;
-  const int64_t most = (columns.rows + tile * y - 1) / (tile * y);
-  const int64_t slices = wanted < 1 ? 1 : wanted < most ? wanted : most;
+  const int64_t slices = count_slices(across, (columns.rows + tile * y - 1) / (tile * y), resident, sm_count);
   const int64_t rows = ((columns.rows + slices - 1) / slices + y - 1) / y * y;
   return {dim3(static_cast<unsigned>(across), static_cast<unsigned>((columns.rows + rows - 1) / rows)), dim3(x, y),
           rows};
