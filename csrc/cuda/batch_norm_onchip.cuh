@@ -43,8 +43,12 @@ inline int64_t stash_elements(const Planes& planes, int size, int threads, int c
   return (of_block + threads - 1) / threads * threads * size;
 }
 
+// Blocks whose registers fit on an SM at once: small ones are not to be kept from it by more than their stashes.
+template <int kThreads>
+constexpr int kOnChipBlocks = kThreads == 128 ? 5 : 1;
+
 template <class T, int kSize, int kThreads, bool kCluster>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kOnChipBlocks<kThreads>)
     batch_norm_forward_onchip_kernel(const BatchNormForward op, const PlaneSlices slices) {
   using A = Compute<T>;
   using Group = GroupSum<double, 2, kThreads, kThreads, kCluster>;
@@ -97,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class T, int kSize, int kThreads, bool kCluster>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kOnChipBlocks<kThreads>)
     batch_norm_backward_onchip_kernel(const BatchNormBackward op, const PlaneSlices slices, const int64_t stash_size) {
   using A = Compute<T>;
   using Group = GroupSum<double, 3, kThreads, kThreads, kCluster>;

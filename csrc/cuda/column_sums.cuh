@@ -39,7 +39,7 @@ class ColumnMoments {
   }
 
   // False, and sums of zero, where differences or squares are such as the type cannot hold: then the rows must be
-  // counted again. Where all differences are zero, there is nothing that could be lost.
+  // counted again. Where both sums are zero, all differences are, or so small that only an eps of zero could tell.
   __device__ bool take(double (&out)[2]) {
     const bool exact = !kRecounts | is_exact(second_, shift_) | ((first_ == 0) & (second_ == 0));
     out[0] = exact ? first_ : A(0);

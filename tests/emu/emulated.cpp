@@ -19,7 +19,7 @@ struct NamedDevice {
   const char* name;
 };
 const NamedDevice kDevices[] = {{{.sm_count = 2, .max_shared_bytes = 227 << 10, .has_clusters = true}, "clusters"},
-                                {{.sm_count = 3, .max_shared_bytes = 24 << 10, .has_clusters = false}, "no clusters"}};
+                                {{.sm_count = 3, .max_shared_bytes = 32 << 10, .has_clusters = false}, "no clusters"}};
 
 // Large cases: forward on both devices, the other schedules on one.
 std::vector<Setting> make_settings(bool large) {
