@@ -1,18 +1,16 @@
-// column_sums.cuh -- what a thread sums over the rows of one column, before float64 takes over.
+// column_sums.cuh -- what a thread sums over the rows of one column, before the float64 totals.
 //
 // As sums.cuh's, but many to a thread: a few registers each. take() hands over the sums of the last few rows and starts
-// anew; who calls it keeps the totals. Of values of half types, which have few digits, so many add up exactly enough;
-// of float32 a tile does.
+// anew; who calls it keeps the totals.
 #pragma once
 #include "sums.cuh"
 
 namespace normext::cuda {
 
-// Rows between two calls of take(): a multiple of every tile. float64 needs none but the last.
+// Rows between two calls of take(), a multiple of every tile. Values of half types have so few digits that the sums of
+// many are exact enough; of float32, a tile's. float64 sums in stretches because errors grow with their length.
 template <class T, int kTile>
-constexpr int kRowsBetween = sizeof(T) == 2   ? 64
-                             : sizeof(T) == 4 ? kTile
-                                              : 1 << 30;
+constexpr int kRowsBetween = sizeof(T) == 4 ? kTile : 64;
 
 // Sums of d and d^2, for d = x - shift with a shift of the thread's own: see MomentSums.
 template <class T>
