@@ -320,7 +320,7 @@ def test_nothing_is_updated_by_a_call_that_fails(backend: str, wrong: dict) -> N
 
 # Hard numbers: the mean and the variance are float64's, rounded. torch's kernels fail most of these.
 
-BATCHES = [(16, 3, 1, 1), (4, 3, 5, 5), (64, 3, 9, 9), (4, 17, 56, 56)]
+BATCHES = [(16, 3, 1, 1), (4, 3, 5, 5), (64, 3, 9, 9), (4, 17, 56, 56), (64, 32, 7, 7)]
 batches = pytest.mark.parametrize("size", BATCHES, ids=str)
 
 

@@ -45,10 +45,31 @@ struct EvaluationGradient {
 };
 
 // ------------------------------------------------------------------------------------------------ channels
+// What a channel's results need beside its sums. Loaded before the sums are taken: it would be waited for after them.
+struct ChannelAffine {
+  double weight, bias;
+
+  template <class T>
+  __device__ static ChannelAffine load(Type<T>, const BatchNormForward& op, int64_t channel) {
+    return {parameter<T>(op.weight, op.param_dtype, channel, 1), parameter<T>(op.bias, op.param_dtype, channel, 0)};
+  }
+};
+template <class A>
+struct ChannelScale {
+  A mean, rstd;
+  double weight;
+
+  template <class T>
+  __device__ static ChannelScale load(Type<T>, const BatchNormBackward& op, int64_t channel) {
+    return {static_cast<const A*>(op.mean)[channel], static_cast<const A*>(op.rstd)[channel],
+            parameter<T>(op.weight, op.param_dtype, channel, 1)};
+  }
+};
+
 // Writes a channel's statistics and gives its coefficients.
 template <class T>
-__device__ void finish_forward(const BatchNormForward& op, int64_t channel, const Moments& moments, bool write,
-                               Compute<T> (&k)[3]) {
+__device__ void finish_forward(const BatchNormForward& op, int64_t channel, const Moments& moments,
+                               const ChannelAffine& affine, bool write, Compute<T> (&k)[3]) {
   using A = Compute<T>;
   const double rstd = reciprocal_root(moments.variance + op.eps);
   if (write) {
@@ -56,15 +77,14 @@ __device__ void finish_forward(const BatchNormForward& op, int64_t channel, cons
     static_cast<A*>(op.rstd)[channel] = static_cast<A>(rstd);
     if (op.var) static_cast<A*>(op.var)[channel] = static_cast<A>(moments.variance);
   }
-  Normalize::coefficients(moments.mean, rstd, parameter<T>(op.weight, op.param_dtype, channel, 1),
-                          parameter<T>(op.bias, op.param_dtype, channel, 0), k);
+  Normalize::coefficients(moments.mean, rstd, affine.weight, affine.bias, k);
 }
 
 // Writes a channel's weight and bias gradients and gives its coefficients in training, from the sums of dy, dy * xhat
 // and xhat.
 template <class T>
 __device__ void finish_backward(const BatchNormBackward& op, int64_t channel, const double (&sums)[3], double inverse_n,
-                                bool write, Compute<T> (&k)[5]) {
+                                const ChannelScale<Compute<T>>& scale, bool write, Compute<T> (&k)[5]) {
   using A = Compute<T>;
   // In evaluation the mean is a given number, not the data's: nothing to correct.
   const auto c = CenteredSums::of(sums, inverse_n, op.training);
@@ -72,10 +92,9 @@ __device__ void finish_backward(const BatchNormBackward& op, int64_t channel, co
     if (op.grad_weight) store_parameter<T>(op.grad_weight, op.param_dtype, channel, c.g_xhat);
     if (op.grad_bias) store_parameter<T>(op.grad_bias, op.param_dtype, channel, sums[0]);
   }
-  const A mean = static_cast<const A*>(op.mean)[channel], rstd = static_cast<const A*>(op.rstd)[channel];
-  k[0] = static_cast<A>(static_cast<double>(rstd) * parameter<T>(op.weight, op.param_dtype, channel, 1));
-  k[1] = mean;
-  k[2] = rstd;
+  k[0] = static_cast<A>(static_cast<double>(scale.rstd) * scale.weight);
+  k[1] = scale.mean;
+  k[2] = scale.rstd;
   k[3] = static_cast<A>(-c.g_xhat * inverse_n);
   k[4] = static_cast<A>((sums[0] - c.offset * c.g_xhat) * inverse_n);
 }
@@ -90,7 +109,7 @@ struct EvaluationCoefficients {
     finish_forward<T>(op, channel,
                       {parameter<T>(op.running_mean, op.param_dtype, channel, 0),
                        parameter<T>(op.running_var, op.param_dtype, channel, 1)},
-                      first, k);
+                      ChannelAffine::load(Type<T>{}, op, channel), first, k);
   }
 };
 template <class T>
@@ -105,34 +124,36 @@ struct EvaluationGradientCoefficients {
 
 // ------------------------------------------------------------------------------------------------ all slices together
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_forward_kernel(const BatchNormForward op, const Partials partials, const Shift<T> shift_of,
                           const StoredCoefficients<Compute<T>, 3> coefficients) {
   follow();
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kFinishChannels + threadIdx.x / kWarpSize;
   if (channel >= op.shape.channels) return;  // whole warps
-  double sums[2];
-  partials.sum(channel, sums);
   Compute<T> shift[1], k[3];
   shift_of(channel, shift);
+  const auto affine = ChannelAffine::load(Type<T>{}, op, channel);
+  double sums[2];
+  partials.sum(channel, sums);
   __syncwarp();  // all lanes have read the shift before the mean, which it may be, is written
   const bool write = threadIdx.x % kWarpSize == 0;
-  finish_forward<T>(op, channel, Moments::of(sums, shift[0], partials.inverse_count), write, k);
+  finish_forward<T>(op, channel, Moments::of(sums, shift[0], partials.inverse_count), affine, write, k);
   if (write) coefficients.store(channel, k);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_backward_kernel(const BatchNormBackward op, const Partials partials,
                            const StoredCoefficients<Compute<T>, 5> coefficients) {
   follow();
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kFinishChannels + threadIdx.x / kWarpSize;
   if (channel >= op.shape.channels) return;
+  const auto scale = ChannelScale<Compute<T>>::load(Type<T>{}, op, channel);
   double sums[3];
   partials.sum(channel, sums);
   Compute<T> k[5];
   const bool write = threadIdx.x % kWarpSize == 0;
-  finish_backward<T>(op, channel, sums, partials.inverse_count, write, k);
+  finish_backward<T>(op, channel, sums, partials.inverse_count, scale, write, k);
   if (write) coefficients.store(channel, k);
 }
 

@@ -25,25 +25,28 @@ int access_size(int64_t contiguous, bool aligned) {
 template <class T>
 Columns columns_of(const BatchNormShape& shape) {
   const int64_t elements = shape.batch * shape.channels * shape.plane;
-  if (!channels_innermost(shape)) return {shape.batch, shape.channels * shape.plane, shape.channels, shape.plane};
+  if (!channels_innermost(shape))
+    return {shape.batch, shape.channels * shape.plane, Divisor(shape.channels), Divisor(shape.plane)};
   const int64_t several = shape.channels / std::gcd(shape.channels, int64_t{kVec<T>}) * kVec<T>;
-  const int64_t width = elements % several == 0 ? several : shape.channels;
-  return {elements / width, width, shape.channels, 1};
+  const int64_t width = elements % several == 0 && several <= kMostColumns ? several : shape.channels;
+  return {elements / width, width, Divisor(shape.channels), Divisor(1)};
 }
 
 // ------------------------------------------------------------------------------------------------ elementwise
 // Planes shorter than this leave most of a block that goes through them waiting for addresses. Such a tensor is mapped
 // as a matrix of samples, a vector of which may span two channels.
 constexpr int64_t kShortPlane = 1024;
+// As longer ones are that are no multiple of a vector, where there are rows enough for the threads of a block.
+constexpr int64_t kFewSamples = kMapColumnThreads / kWarpSize;
 
 template <class T, class Map, class Coefficients>
 void launch_map(const BatchNormShape& shape, Run& run, const Inputs<T, Map::kInputs>& inputs, void* output,
                 const Coefficients& coefficients, bool aligned) {
   T* const out = static_cast<T*>(output);
   const auto by_columns = [&]<int kSize>(const Columns& columns) {
-    const auto how = column_launch(columns, kSize, run.device.sm_count);
+    const auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, run.device.sm_count);
     run.launch(map_columns_kernel<T, Map, kSize, Coefficients>, {.grid = how.grid, .block = how.block}, columns,
-               how.slices, inputs, out, coefficients);
+               how.slice_rows, inputs, out, coefficients);
   };
   const auto by_planes = [&]<int kSize>(const Planes& planes) {
     const PlaneSlices slices(planes, kSize, kPlaneThreads, plane_slices(planes, run.device.sm_count));
@@ -53,7 +56,9 @@ void launch_map(const BatchNormShape& shape, Run& run, const Inputs<T, Map::kInp
   };
   const Columns columns = columns_of<T>(shape);
   const int of_columns = access_size<T>(columns.width, aligned), of_planes = access_size<T>(shape.plane, aligned);
-  if (channels_innermost(shape) || (shape.plane < kShortPlane && of_columns > 1)) {
+  const bool as_samples =
+      columns.width <= kMostColumns && (shape.plane < kShortPlane || (of_planes == 1 && shape.batch >= kFewSamples));
+  if (channels_innermost(shape) || (as_samples && of_columns > 1)) {
     if (of_columns > 1)
       by_columns.template operator()<kVec<T>>(columns);
     else
@@ -66,18 +71,36 @@ void launch_map(const BatchNormShape& shape, Run& run, const Inputs<T, Map::kInp
 }
 
 // ------------------------------------------------------------------------------------------------ sums
-template <class T, class Sum, class Start>
+// Planes that are no multiple of a vector, in samples that are, are summed as a matrix of samples too, in which a block
+// has a few tiles of rows or more. Tensors with few bytes for each SM are left to the kernel that does all in one
+// launch.
+constexpr int64_t kManySamples = 16, kSmallShare = 32 << 10;
+
+template <class T>
+bool sums_by_columns(const BatchNormShape& shape, bool aligned, int sm_count) {
+  if (channels_innermost(shape)) return true;
+  const int64_t sample = shape.channels * shape.plane, bytes = shape.batch * sample * static_cast<int64_t>(sizeof(T));
+  return shape.batch >= kManySamples && bytes >= kSmallShare * sm_count && sample <= kMostColumns &&
+         access_size<T>(shape.plane, aligned) == 1 && access_size<T>(sample, aligned) > 1;
+}
+
+template <class T, class Sum, class ColumnSum, class Start>
 Partials launch_sums(const BatchNormShape& shape, Run& run, const Inputs<T, Sum::kInputs>& inputs, const Start& start,
                      bool aligned) {
   const double inverse_count = 1 / static_cast<double>(shape.batch * shape.plane);
-  if (channels_innermost(shape)) {
+  if (sums_by_columns<T>(shape, aligned, run.device.sm_count)) {
     const Columns columns = columns_of<T>(shape);
     const auto launch = [&]<int kSize>() {
-      const auto how = column_launch(columns, kSize, run.device.sm_count);
-      double* const partials = run.take<double>(columns.width * how.slices * Sum::kSums);
-      run.launch(sum_columns_kernel<T, Sum, kSize, Start>, {.grid = how.grid, .block = how.block}, columns, how.slices,
-                 inputs, start, partials);
-      return Partials{partials, columns.channels, columns.width / columns.channels, how.slices, inverse_count};
+      const auto how = column_launch(columns, kSize, kSumColumnThreads, ColumnSum::kTile,
+                                     kSumColumnBlocks<ColumnSum, kSize>, run.device.sm_count);
+      const int64_t groups = columns.width / columns.inner.value, of_block = int64_t{how.block.x} * kSize;
+      // The most blocks that a group's columns may be in.
+      const auto pieces = static_cast<unsigned>((columns.inner.value + of_block - 2) / of_block + 1);
+      const unsigned of_group = pieces * how.grid.y;
+      double* const partials = run.take<double>(groups * of_group * Sum::kSums);
+      run.launch(sum_columns_kernel<T, ColumnSum, kSize, Start>, {.grid = how.grid, .block = how.block}, columns,
+                 how.slice_rows, pieces, inputs, start, partials);
+      return Partials{partials, shape.channels, groups / shape.channels, of_group, inverse_count};
     };
     return access_size<T>(columns.width, aligned) > 1 ? launch.template operator()<kVec<T>>()
                                                       : launch.template operator()<1>();
@@ -111,7 +134,6 @@ constexpr int64_t kLeastShare = 2 << 10;  // bytes of a channel that are worth a
 template <class T>
 OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int arrays) {
   constexpr int kExchangeBytes = 2048;  // room for the kernels' static shared memory
-  if (channels_innermost(shape)) return {};
   const Planes planes = planes_of(shape);
   const int most_blocks = device.has_clusters ? kMaxCluster : 1;
   const auto make = [&](int threads, int cluster) -> OnChip {
@@ -190,14 +212,15 @@ void batch_norm_forward(const BatchNormForward& op, Run& run) {
     return launch_map<T, Normalize>(op.shape, run, inputs, op.output, EvaluationCoefficients<T>{op}, aligned);
 
   const int size = access_size<T>(op.shape.plane, aligned);
-  if (const OnChip how = on_chip<T>(op.shape, run.device, size, 1); how.cluster)
-    return launch_on_chip<T, ForwardOnChip<T>>(op, run, how, size, 1);
+  const OnChip how =
+      sums_by_columns<T>(op.shape, aligned, run.device.sm_count) ? OnChip{} : on_chip<T>(op.shape, run.device, size, 1);
+  if (how.cluster) return launch_on_chip<T, ForwardOnChip<T>>(op, run, how, size, 1);
 
   const StoredCoefficients<A, 3> coefficients{run.take<A>(op.shape.channels * 3)};
   Shift<T> shift{inputs.arrays[0], nullptr, channels_innermost(op.shape) ? 1 : op.shape.plane};
   // float64 has nothing wider to be summed in: once more, about the mean.
   for (int pass = 0; pass < (std::is_same_v<T, double> ? 2 : 1); ++pass) {
-    const Partials partials = launch_sums<T, MomentSums<A>>(op.shape, run, inputs, shift, aligned);
+    const Partials partials = launch_sums<T, MomentSums<A>, ColumnMoments<T>>(op.shape, run, inputs, shift, aligned);
     run.launch(finish_forward_kernel<T>, finish_launch(op.shape.channels), op, partials, shift, coefficients);
     shift.mean = static_cast<const A*>(op.mean);
   }
@@ -220,14 +243,16 @@ void batch_norm_backward(const BatchNormBackward& op, Run& run) {
   const T *dy = static_cast<const T*>(op.grad_output), *x = static_cast<const T*>(op.input);
   const Inputs<T, 2> inputs{{dy, x}};
 
-  if (const int size = access_size<T>(op.shape.plane, aligned); op.training && op.grad_input) {
+  if (op.training && op.grad_input && !sums_by_columns<T>(op.shape, aligned, run.device.sm_count)) {
+    const int size = access_size<T>(op.shape.plane, aligned);
     if (const OnChip how = on_chip<T>(op.shape, run.device, size, 2); how.cluster)
       return launch_on_chip<T, BackwardOnChip<T>>(op, run, how, size, 2, how.stash_size);
   }
   const StoredCoefficients<A, 5> coefficients{run.take<A>(op.shape.channels * 5)};
   if (op.training || op.grad_weight || op.grad_bias) {
     const SavedStatistics<A> statistics{static_cast<const A*>(op.mean), static_cast<const A*>(op.rstd)};
-    const Partials partials = launch_sums<T, GradientSums<A>>(op.shape, run, inputs, statistics, aligned);
+    const Partials partials =
+        launch_sums<T, GradientSums<A>, ColumnGradients<T>>(op.shape, run, inputs, statistics, aligned);
     run.launch(finish_backward_kernel<T>, finish_launch(op.shape.channels), op, partials, coefficients);
   }
   if (!op.grad_input) return;

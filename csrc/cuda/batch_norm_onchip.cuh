@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kThreads, kOnChipBlocks<T, kThreads>)
 
   A shift[1];
   Shift<T>{input, nullptr, op.shape.plane}(channel, shift);
+  const auto affine = ChannelAffine::load(Type<T>{}, op, channel);
   MomentSums<A> sum;
   sum_planes<T>(walk, Inputs<T, 1>{{input}}, sum, [&](const auto& v) { stash.push(v[0]); });
   const auto moments_of = [&](const MomentSums<A>& sums) {
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kOnChipBlocks<T, kThreads>)
   group_sum.leave();
 
   A k[3];
-  finish_forward<T>(op, channel, moments, rank == 0 && threadIdx.x == 0, k);
+  finish_forward<T>(op, channel, moments, affine, rank == 0 && threadIdx.x == 0, k);
   T* const output = static_cast<T*>(op.output);
   int i = 0;
   for (auto at = walk; at.left() > 0; at.next()) {
@@ -116,8 +117,8 @@ __global__ void __launch_bounds__(kThreads, kOnChipBlocks<T, kThreads>)
   const int64_t channel = blockIdx.x / slices.slices;
   const PlaneWalk<kSize, kThreads> walk(slices, channel, rank);
 
-  A saved[2];
-  SavedStatistics<A>{static_cast<const A*>(op.mean), static_cast<const A*>(op.rstd)}(channel, saved);
+  const auto scale = ChannelScale<A>::load(Type<T>{}, op, channel);
+  const A saved[2] = {scale.mean, scale.rstd};
   GradientSums<A> sum;
   sum.start(saved);
   sum_planes<T>(walk, Inputs<T, 2>{{static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input)}}, sum,
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, kOnChipBlocks<T, kThreads>)
   group_sum.leave();
 
   A k[5];
-  finish_backward<T>(op, channel, totals, slices.inverse_count, rank == 0 && threadIdx.x == 0, k);
+  finish_backward<T>(op, channel, totals, slices.inverse_count, scale, rank == 0 && threadIdx.x == 0, k);
   T* const grad_input = static_cast<T*>(op.grad_input);
   int i = 0;
   for (auto at = walk; at.left() > 0; at.next()) {

@@ -18,7 +18,7 @@ constexpr int kLongThreads = 256;
 // ------------------------------------------------------------------------------------------------ forward
 // Coefficients of a row: center, rstd, low; the output is ((x - center) * rstd + low) * weight + bias.
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_rows_forward_kernel(const LayerNormForward op, const Partials partials, const Shift<T> shift_of,
                                const StoredCoefficients<Compute<T>, 3> coefficients) {
   follow();
@@ -89,7 +89,7 @@ struct WeightedInputs {
 
 // Coefficients of a row: offset, slope, level; see RowCoefficients.
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_rows_backward_kernel(const LayerNormBackward op, const Partials partials,
                                 const StoredCoefficients<Compute<T>, 3> coefficients) {
   follow();

@@ -38,6 +38,13 @@ __device__ A scale_for(A sum_of_squares, A mean) {
   return sum_of_squares <= S::kMost ? A(1) : 1 / S::kScale;
 }
 
+// Whether that is 1; without a branch.
+template <class A>
+__device__ bool is_exact(A sum_of_squares, A mean) {
+  using S = Squares<A>;
+  return (sum_of_squares <= S::kMost) & ((sum_of_squares >= S::kLeast) | (fabs(mean) >= S::kSmallMean));
+}
+
 // Of one of scale_for's scales.
 template <class A>
 __device__ A inverse_scale(A scale) {

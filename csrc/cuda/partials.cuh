@@ -29,28 +29,44 @@ struct SavedStatistics {
   }
 };
 
-// A warp adds up a channel's partial sums, which stand at the columns channel, channel + channels, ...
+// A warp adds up a channel's partial sums, which stand at the rows channel, channel + channels, ... of as many slices.
 struct Partials {
   const double* of;
   int64_t channels, repeats;
   unsigned slices;
   double inverse_count;  // of a channel's values
 
+  static constexpr int kAtOnce = 8;  // loads on their way together
+
   template <int kSums>
   __device__ void sum(int64_t channel, double (&sums)[kSums]) const {
 #pragma unroll
     for (int k = 0; k < kSums; ++k) sums[k] = 0;
-    const unsigned items = static_cast<unsigned>(repeats) * slices;
-    for (unsigned item = threadIdx.x % kWarpSize; item < items; item += kWarpSize) {
-      const int64_t column = channel + item / slices * channels;
+    for (int64_t repeat = 0; repeat < repeats; ++repeat) {
+      const double* const row = of + (channel + repeat * channels) * slices * kSums;
+      for (unsigned first = threadIdx.x % kWarpSize; first < slices; first += kAtOnce * kWarpSize) {
+        double loaded[kAtOnce][kSums];
 #pragma unroll
-      for (int k = 0; k < kSums; ++k) sums[k] += of[(column * slices + item % slices) * kSums + k];
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+          for (int k = 0; k < kSums; ++k) {
+            const unsigned slice = first + i * kWarpSize;
+            loaded[i][k] = slice < slices ? row[slice * int64_t{kSums} + k] : 0;
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+          for (int k = 0; k < kSums; ++k) sums[k] += loaded[i][k];
+        }
+      }
     }
     warp_sum<kWarpSize>(sums);
   }
 };
 
-constexpr int kFinishThreads = 128;
+// Left to itself, nvcc gives such small kernels the 32 registers with which an SM is full: too few for all those loads.
+constexpr int kFinishThreads = 128, kFinishBlocks = 4;
 constexpr int kFinishChannels = kFinishThreads / kWarpSize;  // a warp each
 
 // Coefficients of all channels, as an earlier kernel has stored them.

@@ -8,6 +8,40 @@
 
 namespace normext::cuda {
 
+// The mean of the first `count` values, about: a shift may be any value near.
+template <class A, int kSize>
+__device__ A mean_of(const A (&x)[kSize], int count) {
+  const A inverse = __fdividef(1.0f, static_cast<float>(count));
+  A difference = 0, plain = 0;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) difference += i < count ? x[i] - x[0] : A(0);  // of equal values: zero, exactly
+  const A exact = x[0] + difference * inverse;
+  if (exact - exact == 0) return exact;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) plain += i < count ? x[i] * inverse : A(0);  // of values at both ends: not infinite
+  return finite_or(plain, A(0));
+}
+
+// Sums of d and d^2 over the first `count` values, for d = (x - shift) * scale, which is a power of two.
+template <class A, int kSize>
+__device__ void sum_powers(const A (&x)[kSize], int count, A shift, A scale, A& first, A& second) {
+  first = second = 0;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    const A d = i < count ? fma(x[i], scale, -(shift * scale)) : A(0);
+    first += d;
+    second = fma(d, d, second);
+  }
+}
+
+// Turns the sums of d and d^2 over n values, for d = x - shift, into those for d = x - common_shift.
+template <class A>
+__device__ void change_shift(A shift, A common_shift, double n, double (&sums)[2]) {
+  const double offset = static_cast<double>(shift) - static_cast<double>(common_shift), first = sums[0];
+  sums[0] = first + n * offset;
+  sums[1] += offset * (2 * first + n * offset);
+}
+
 // Sums of d and d^2, for d = x - shift with a shift of the thread's own: the mean of its first tile, near which a
 // float32 difference is exact enough. totals() gives them for the shift that all threads agree on. That one is a value
 // of the channel, so even if it is an outlier it adds its share to the variance, and the relative error of
@@ -22,13 +56,13 @@ class MomentSums {
   // The first `count` values of a tile; count > 0.
   template <int kSize>
   __device__ void add(const A (&in)[1][kSize], int count) {
-    if (count_ == 0) shift_ = mean(in[0], count);
+    if (count_ == 0) shift_ = mean_of(in[0], count);
     A first, second;
-    sum(in[0], count, A(1), first, second);
+    sum_powers(in[0], count, shift_, A(1), first, second);
     const A scale = scale_for(second, shift_);
     double factor = 1;
     if (scale != 1) {  // differences or squares that the type cannot hold
-      sum(in[0], count, scale, first, second);
+      sum_powers(in[0], count, shift_, scale, first, second);
       factor = inverse_scale(scale);
     }
     first_ = fma(static_cast<double>(first), factor, first_);
@@ -37,41 +71,12 @@ class MomentSums {
   }
 
   __device__ void totals(const A (&common_shift)[1], double (&out)[2]) const {
-    if (count_ == 0) {
-      out[0] = out[1] = 0;
-      return;
-    }
-    const double offset = static_cast<double>(shift_) - static_cast<double>(common_shift[0]), n = count_;
-    out[0] = first_ + n * offset;
-    out[1] = second_ + offset * (2 * first_ + n * offset);
+    out[0] = first_;
+    out[1] = second_;
+    if (count_ > 0) change_shift(shift_, common_shift[0], static_cast<double>(count_), out);
   }
 
  private:
-  template <int kSize>
-  __device__ static A mean(const A (&x)[kSize], int count) {
-    const A inverse = __fdividef(1.0f, static_cast<float>(count));  // exact enough: a shift may be any value near
-    A difference = 0, plain = 0;
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      difference += i < count ? x[i] - x[0] : A(0);  // of equal values: zero, exactly
-      plain += i < count ? x[i] * inverse : A(0);    // of values at both ends of the range: not infinite
-    }
-    const A exact = x[0] + difference * inverse;
-    return finite_or(exact, finite_or(plain, A(0)));
-  }
-
-  // Sums of d and d^2 for d = (x - shift) * scale, which is a power of two.
-  template <int kSize>
-  __device__ void sum(const A (&x)[kSize], int count, A scale, A& first, A& second) const {
-    first = second = 0;
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      const A d = i < count ? fma(x[i], scale, -(shift_ * scale)) : A(0);
-      first += d;
-      second = fma(d, d, second);
-    }
-  }
-
   double first_ = 0, second_ = 0;
   int64_t count_ = 0;
   A shift_ = 0;

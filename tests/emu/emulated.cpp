@@ -19,7 +19,7 @@ struct NamedDevice {
   const char* name;
 };
 const NamedDevice kDevices[] = {{{.sm_count = 2, .max_shared_bytes = 227 << 10, .has_clusters = true}, "clusters"},
-                                {{.sm_count = 3, .max_shared_bytes = 24 << 10, .has_clusters = false}, "no clusters"}};
+                                {{.sm_count = 3, .max_shared_bytes = 32 << 10, .has_clusters = false}, "no clusters"}};
 
 // Large cases: forward on both devices, the other schedules on one.
 std::vector<Setting> make_settings(bool large) {
@@ -80,7 +80,10 @@ constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
     {2, 520, 1}, {1500, 3, 1}, {1500, 8, 1}, {600, 17, 1},
     // planes: no multiple of a vector, one vector, several; small blocks, large ones, clusters, and beyond
     {2, 3, 2}, {3, 3, 7}, {2, 3, 8}, {5, 2, 49}, {3, 2, 64}, {2, 9, 16}, {7, 3, 100}, {2, 1, 1024}, {2, 1, 1030},
-    {3, 2, 3000}, {2, 3, 2048}, {2, 2, 8192}, {1, 1, 8193}, {2, 1, 20001}, {2, 3, 9000}, {3, 1, 65536}, {1, 2, 130000}};
+    {3, 2, 3000}, {2, 3, 2048}, {2, 2, 8192}, {1, 1, 8193}, {2, 1, 20001}, {2, 3, 9000}, {3, 1, 65536}, {1, 2, 130000},
+    // planes that are no multiple of a vector in samples that are, and many of them: shorter than what a block has across
+    // of a row, longer, beyond what is mapped so for its shortness
+    {64, 16, 49}, {33, 8, 300}, {32, 8, 301}, {17, 8, 1031}};
 // clang-format on
 
 std::vector<BatchNormShape> batch_norm_shapes() {

@@ -69,7 +69,7 @@ class Shape:
         if self.is_onchip:
             self.inputs = 2 if "backward" in self.name else 1
         else:
-            self.inputs = 2 if self.function.startswith(("GradientSums", "TrainingGradient")) else 1
+            self.inputs = 2 if self.function.startswith(("GradientSums", "ColumnGradients", "TrainingGradient")) else 1
         self.sums = self.inputs + 1  # moments take two, gradients three
         self.source = arguments[-2] if self.name == "sum_planes_kernel" else ""
         self.coefficients = arguments[-1] if self.is_tiled else ""
@@ -79,7 +79,9 @@ class Shape:
             return max(self.lanes, 128)  # kRowThreads
         if self.is_onchip:
             return int(arguments[2])
-        return 512 if self.name == "sum_partials_kernel" else 128 if re.match("finish|update", self.name) else 256
+        if self.name == "sum_partials_kernel":
+            return 512
+        return 128 if re.match("finish|update|sum_columns", self.name) else 256
 
 
 # -------------------------------------------------------------------------------------------------- rules
@@ -132,11 +134,13 @@ def planned_blocks(shape: Shape) -> int:
     if shape.name == "layer_norm_backward_kernel":
         return (768 if shape.vectors == 1 else 512) // shape.threads  # kBackwardBlocks: its grid is that many
     if shape.is_onchip:
-        return 512 // shape.threads  # a stash of the larger blocks takes half of the shared memory or more
-    if re.match("(sum|map)_planes", shape.name):
-        return 2
+        return 5 if shape.threads == 128 else 1  # kOnChipBlocks
     if shape.name == "sum_columns_kernel":
-        return 1 if shape.sums * shape.access > 16 else 2  # kColumnBlocks
+        return 8 if shape.access == 1 else 6 if shape.sums * shape.access == 16 else 5  # kSumColumnBlocks
+    if shape.name == "map_columns_kernel":
+        return 3 if shape.inputs == 1 else 2  # kMapColumnBlocks
+    if shape.name.startswith("finish_"):
+        return 4  # kFinishBlocks
     return 2
 
 
@@ -180,18 +184,19 @@ class Accesses:
             self.loads, self.stores = 4 * shape.inputs, 1
         elif shape.name == "sum_columns_kernel":
             self.loads = 8
-            self.narrow_loads = 4 * shape.access  # where a column's sums start from, twice; two of them, or chosen from
+            # Where a column's sums start from, of two columns a thread: two values, or chosen from; as often as the
+            # compiler doubles the code. And elements that are counted again.
+            self.narrow_loads = 2 * 2 * 4 + 1
             self.narrow_stores = math.inf  # sums alone, in loops that the compiler may unroll
         elif shape.name == "sum_planes_kernel":
             self.loads, self.narrow_loads, self.narrow_stores = 4 * shape.inputs, 2, shape.sums
         elif shape.is_tiled:
             self.of_channels(shape)
             self.loads, self.stores = 4 * shape.inputs, 4
-            if shape.name == "map_columns_kernel":  # each column has its own
-                # The compiler doubles the code of those that are written as well, as often as it likes; of others,
-                # once, since a column's channel is found by a division of 32 bits or of 64.
-                doubled = math.inf if shape.coefficients.startswith("Evaluation") else 2
-                self.narrow_loads *= shape.access * doubled
+            if shape.name == "map_columns_kernel":  # a column a thread
+                # The compiler doubles the code of those that are written as well, as often as it likes.
+                doubled = math.inf if shape.coefficients.startswith("Evaluation") else 1
+                self.narrow_loads *= doubled
                 self.narrow_stores *= doubled if self.narrow_stores else 1
 
     def of_channels(self, shape: Shape) -> None:
@@ -275,7 +280,7 @@ def expected_shuffles(shape: Shape) -> int:
             values += 1  # a pass before, for the mean alone
         return values * 2 * (int(math.log2(shape.threads)) + (3 if shape.cluster else 0))
     if shape.name == "sum_columns_kernel":
-        return shape.sums * 2 * shape.access  # a loop: how many steps, the launch says
+        return shape.sums * 2 * 5  # over the columns of a channel
     if shape.name.startswith("finish_"):
         return (3 if "backward" in shape.name else 2) * 2 * 5
     return 0
@@ -294,7 +299,8 @@ def sums_go_through_shuffles(kernel: Kernel, _: str) -> Iterator[str]:
 def barriers_where_blocks_share(kernel: Kernel, _: str) -> Iterator[str]:
     """A warp or less needs none. LayerNorm's backward always has them: rows of a block add up for the weight."""
     shape = Shape(kernel)
-    if shape.lanes > 32 or shape.is_onchip or re.match("layer_norm_backward|sum_(planes|columns|partials)", shape.name):
+    always = "layer_norm_backward|map_columns|sum_(planes|columns|partials)"
+    if shape.lanes > 32 or shape.is_onchip or re.match(always, shape.name):
         yield from at_least(kernel, 1, "barriers", BARRIER)
     else:
         yield from at_most(kernel, 0, "barriers", "BAR")
