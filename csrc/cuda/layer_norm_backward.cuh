@@ -108,8 +108,18 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
   RowInputs<T, kVecs> next;  // single elements on their way need a register each: too many for the next row's, too
   if constexpr (kAligned) next = load(row);
 
-  weights.fetch({op.weight}, {1}, op.columns, kAligned);
+  weights.fetch({op.weight}, {1}, op.columns);
   __syncthreads();
+  // Three vectors of it find no room in registers.
+  constexpr bool kWeightStays = kVecs <= 2;
+  const auto read_weight = [&](int v, A(&w)[1][kVec<T>]) {
+    weights.with_type([&](auto type) { weights.read(type, part.column(v), w); });
+  };
+  A weight[kWeightStays ? kVecs : 1][1][kVec<T>];
+  if constexpr (kWeightStays) {
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) read_weight(v, weight[v]);
+  }
 
   for (int line = 0; line < lines_of_block; ++line) {
     A weight_sum[kVecs][kVec<T>] = {}, bias_sum[kVecs][kVec<T>] = {};
@@ -121,14 +131,19 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
 
       // Computed twice rather than kept: registers are what limits the length of a row here.
       const auto xhat = [&](int v, int i) { return (in.input[v][i] - in.mean) * in.rstd; };
-      const auto read_weight = [&](int v, A(&w)[1][kVec<T>]) {
-        weights.with_type([&](auto type) { weights.read(type, part.column(v), w); });
+      const auto weight_of = [&](int v, A(&w)[1][kVec<T>]) {
+        if constexpr (kWeightStays) {
+#pragma unroll
+          for (int i = 0; i < kVec<T>; ++i) w[0][i] = weight[v][0][i];
+        } else {
+          read_weight(v, w);
+        }
       };
       A sums[3] = {};
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
         A x[kVec<T>], w[1][kVec<T>];
-        read_weight(v, w);
+        weight_of(v, w);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) x[i] = xhat(v, i);
         if (!part.is_whole(v)) {
@@ -151,7 +166,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
         opaque(in.grad_output[v].words);
         opaque(in.input[v].words);
         A dx[kVec<T>], w[1][kVec<T>];
-        read_weight(v, w);
+        weight_of(v, w);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) {
           const A dy = in.grad_output[v][i], x = xhat(v, i) - k.offset;

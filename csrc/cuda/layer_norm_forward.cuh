@@ -83,7 +83,7 @@ struct RowStatistics {
 
 // First the mean, as the mean of differences from the row's first value: so a constant row leaves zeros, and a mean far
 // from zero its last digits. Then the variance, about that mean.
-template <class Row, class GroupSum, class A = typename Row::A>
+template <bool kShareBarriers, class Row, class GroupSum, class A = typename Row::A>
 __device__ RowStatistics<A> row_statistics(Row& row, A inverse_n, GroupSum& group_sum) {
   RowStatistics<A> s;
   for (bool again = false;; again = true) {
@@ -108,8 +108,10 @@ __device__ RowStatistics<A> row_statistics(Row& row, A inverse_n, GroupSum& grou
 
     if (again) return s;
     s.scale = scale_for(sums[1], s.center);
-    // Rows that share a warp go round together, since a shuffle wants all of its lanes. A scale of 1 changes nothing.
-    if (!__any_sync(0xffffffffu, s.scale != 1)) return s;
+    // Rows that share a warp, or a block's barriers, go round together, since all must take part. A scale of 1 changes
+    // nothing.
+    const bool wants = s.scale != 1;
+    if (!(kShareBarriers ? __syncthreads_or(wants) : __any_sync(0xffffffffu, wants))) return s;
   }
 }
 
@@ -125,18 +127,18 @@ constexpr bool kPrefetch = kAligned && kLanes * kVecs < 2048;
 
 // Blocks that fit on an SM at once, by the registers they need: 64 a thread for two vectors, 80 for four.
 template <int kLanes, int kVecs, bool kAligned>
-constexpr int kForwardBlocks = (!kAligned                                           ? 384
+constexpr int kForwardBlocks = (!kAligned                                           ? 512
                                 : !kPrefetch<kLanes, kVecs, kAligned> || kVecs <= 2 ? 1024
                                                                                     : 768) /
-                               kForwardThreads<kLanes>;
+                               kRowThreads<kLanes>;
 
 template <class T, int kLanes, int kVecs, bool kAligned>
-__global__ void __launch_bounds__(kForwardThreads<kLanes>, kForwardBlocks<kLanes, kVecs, kAligned>)
+__global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kVecs, kAligned>)
     layer_norm_forward_kernel(const LayerNormForward op, const int rounds, const int64_t capacity,
                               const Compute<T> inverse_n) {
   using A = Compute<T>;
-  using Part = RowPart<T, kLanes, kVecs, false, kForwardThreads<kLanes>>;
-  using Sum = GroupSum<A, 2, kForwardThreads<kLanes>, kLanes, false>;
+  using Part = RowPart<T, kLanes, kVecs, false>;
+  using Sum = GroupSum<A, 2, kRowThreads<kLanes>, kLanes, false>;
   SHARED_ARRAY(A, exchange, Sum::kSharedValues);
   DYNAMIC_SHARED(char, shared);
   Sum group_sum(exchange);
@@ -150,7 +152,7 @@ __global__ void __launch_bounds__(kForwardThreads<kLanes>, kForwardBlocks<kLanes
   };
   int64_t index = static_cast<int64_t>(blockIdx.x) * rounds * Part::kRows + part.row_of_block();
   auto next = load(index);
-  parameters.fetch({op.weight, op.bias}, {1, 0}, op.columns, kAligned);
+  parameters.fetch({op.weight, op.bias}, {1, 0}, op.columns);
   __syncthreads();
 
   for (int left = rounds; left > 0 && index - part.row_of_block() < op.rows; --left, index += Part::kRows) {
@@ -159,7 +161,7 @@ __global__ void __launch_bounds__(kForwardThreads<kLanes>, kForwardBlocks<kLanes
     const auto load_next = [&] { next = load(left > 1 ? index + Part::kRows : op.rows); };
     if constexpr (kPrefetch<kLanes, kVecs, kAligned>) load_next();
 
-    const auto s = row_statistics(row, inverse_n, group_sum);
+    const auto s = row_statistics<(kLanes > kWarpSize && Part::kRows > 1)>(row, inverse_n, group_sum);
     const bool exists = index < op.rows;
     const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
     if (exists && part.is_first_of_row()) {
@@ -194,11 +196,11 @@ void launch_layer_norm_forward(const LayerNormForward& op, Run& run, int64_t rou
   const int64_t bytes = 2 * shared_parameter_bytes<T>(op.param_dtype, capacity);
   const int64_t fit = std::min<int64_t>(kForwardBlocks<kLanes, kVecs, kAligned>,
                                         run.device.max_shared_bytes / (bytes + kExchangeBytes));
-  const int64_t groups = ceil_div(op.rows, kForwardThreads<kLanes> / kLanes);
+  const int64_t groups = ceil_div(op.rows, kRowThreads<kLanes> / kLanes);
   rounds = std::min(rounds, ceil_div(groups, run.device.sm_count * fit));
   run.launch(layer_norm_forward_kernel<T, kLanes, kVecs, kAligned>,
              {.grid = grid_of(ceil_div(groups, rounds)),
-              .block = kForwardThreads<kLanes>,
+              .block = kRowThreads<kLanes>,
               .shared_bytes = static_cast<size_t>(bytes)},
              op, static_cast<int>(rounds), capacity, 1 / static_cast<Compute<T>>(op.columns));
 }
@@ -206,38 +208,43 @@ void launch_layer_norm_forward(const LayerNormForward& op, Run& run, int64_t rou
 template <class T>
 void layer_norm_forward(const LayerNormForward& op, Run& run) {
   const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.input, op.output, op.weight, op.bias);
-  const auto launch = [&]<int kLanes, int kVecs>(int64_t rounds) {
-    if (aligned)
-      launch_layer_norm_forward<T, kLanes, kVecs, true>(op, run, rounds);
-    else
-      launch_layer_norm_forward<T, kLanes, kVecs, false>(op, run, rounds);
-  };
   const int64_t vectors = ceil_div(op.columns, kVec<T>);
-  if (2 * shared_parameter_bytes<T>(op.param_dtype, op.columns) + kExchangeBytes > run.device.max_shared_bytes)
-    return long_layer_norm_forward<T>(op, run, aligned);
   // Few threads with several vectors each: loads on the way, and what is the same for a whole row is shared by more of
   // it. The steps are what an H200 does best with (notes/cuda_kernels.md). A part of a warp: no barrier.
-  if (vectors <= 4) return launch.template operator()<4, 1>(2);
-  if (vectors <= 8) return launch.template operator()<4, 2>(2);
-  if (vectors <= 16) return launch.template operator()<4, 4>(2);
-  if (vectors <= 32) return launch.template operator()<8, 4>(2);
-  if (vectors <= 64) return launch.template operator()<16, 4>(2);
-  if (vectors <= 96) return launch.template operator()<32, 3>(2);
-  if (vectors <= 128) return launch.template operator()<32, 4>(2);
-  // A block.
-  if (vectors <= 192) return launch.template operator()<64, 3>(8);
-  if (vectors <= 256) return launch.template operator()<64, 4>(8);
-  if (vectors <= 512) {
-    if constexpr (sizeof(T) == 2) return launch.template operator()<128, 4>(4);
-    return launch.template operator()<256, 2>(4);
+  const auto launch = [&]<int kLanes, int kVecs>() {
+    if (aligned)
+      launch_layer_norm_forward<T, kLanes, kVecs, true>(op, run, 2);
+    else
+      launch_layer_norm_forward<T, kLanes, kVecs, false>(op, run, 2);
+  };
+  if (vectors <= 4) return launch.template operator()<4, 1>();
+  if (vectors <= 8) return launch.template operator()<4, 2>();
+  if (vectors <= 16) return launch.template operator()<4, 4>();
+  if (vectors <= 32) return launch.template operator()<8, 4>();
+  if (vectors <= 64) return launch.template operator()<16, 4>();
+  if (vectors <= 96) return launch.template operator()<32, 3>();
+  if (vectors <= 128) return launch.template operator()<32, 4>();
+  // A block, or half of one.
+  const int64_t capacity = aligned ? op.columns : 2 * op.columns;  // or less
+  const int64_t bytes = 2 * shared_parameter_bytes<T>(op.param_dtype, capacity) + kExchangeBytes;
+  if (bytes > run.device.max_shared_bytes || vectors > (aligned ? 4096 : 1024))
+    return long_layer_norm_forward<T>(op, run, aligned);
+  if (!aligned) {
+    if (vectors <= 256) return launch_layer_norm_forward<T, 128, 2, false>(op, run, 4);
+    if (vectors <= 512) return launch_layer_norm_forward<T, 256, 2, false>(op, run, 4);
+    return launch_layer_norm_forward<T, 512, 2, false>(op, run, 4);
   }
-  if (vectors <= 768) return launch.template operator()<256, 3>(4);
-  if (vectors <= 1024) return launch.template operator()<256, 4>(2);
-  if (!aligned) return long_layer_norm_forward<T>(op, run, aligned);
+  if (vectors <= 192) return launch_layer_norm_forward<T, 64, 3, true>(op, run, 4);
+  if (vectors <= 256) return launch_layer_norm_forward<T, 64, 4, true>(op, run, 4);
+  if (vectors <= 512) {
+    if constexpr (sizeof(T) == 2) return launch_layer_norm_forward<T, 128, 4, true>(op, run, 4);
+    return launch_layer_norm_forward<T, 256, 2, true>(op, run, 4);
+  }
+  if (vectors <= 768) return launch_layer_norm_forward<T, 256, 3, true>(op, run, 4);
+  if (vectors <= 1024) return launch_layer_norm_forward<T, 256, 4, true>(op, run, 2);
   if (vectors <= 1536) return launch_layer_norm_forward<T, 512, 3, true>(op, run, 4);
   if (vectors <= 2048) return launch_layer_norm_forward<T, 512, 4, true>(op, run, 4);
-  if (vectors <= 4096) return launch_layer_norm_forward<T, 1024, 4, true>(op, run, 8);
-  long_layer_norm_forward<T>(op, run, aligned);
+  launch_layer_norm_forward<T, 1024, 4, true>(op, run, 8);
 }
 
 }  // namespace normext::cuda

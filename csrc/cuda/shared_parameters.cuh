@@ -27,12 +27,11 @@ class SharedParameters {
 
   // Copies them, with all threads of the block; a barrier must follow. `otherwise` for what there is none of, and
   // behind the end.
-  __device__ void fetch(const void* const (&from)[kCount], const A (&otherwise)[kCount], int64_t columns,
-                        bool aligned) const {
+  __device__ void fetch(const void* const (&from)[kCount], const A (&otherwise)[kCount], int64_t columns) const {
     with_type([&]<class P>(Type<P>) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k)
-        fetch(static_cast<const P*>(from[k]), array<P>(k), narrow<P>(otherwise[k]), static_cast<int>(columns), aligned);
+        fetch(static_cast<const P*>(from[k]), array<P>(k), narrow<P>(otherwise[k]), static_cast<int>(columns));
     });
     await_copies();
   }
@@ -63,9 +62,10 @@ class SharedParameters {
     return reinterpret_cast<P*>(shared_ + k * shared_parameter_bytes<T, P>(capacity_));
   }
 
+  // By vectors as far as they go: `from` may be aligned where rows, which are no multiple of a vector, are not.
   template <class P>
-  __device__ void fetch(const P* from, P* to, P otherwise, int columns, bool aligned) const {
-    const int copied = from && aligned ? columns : 0;
+  __device__ void fetch(const P* from, P* to, P otherwise, int columns) const {
+    const int copied = from && reinterpret_cast<uintptr_t>(from) % 16 == 0 ? columns / kVec<P> * kVec<P> : 0;
     for (int c = threadIdx.x * kVec<P>; c < copied; c += blockDim.x * kVec<P>) copy16_to_shared(to + c, from + c);
     const int end = static_cast<int>(shared_parameter_bytes<T, P>(capacity_) / sizeof(P));
     for (int c = copied + threadIdx.x; c < end; c += blockDim.x)

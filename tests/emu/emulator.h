@@ -88,6 +88,17 @@ inline int __all_sync(unsigned mask, int predicate, EMU_WHERE) {
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMU_WHERE) { emu::vote(emu::Op::syncwarp, mask, 0, {file, line}); }
 inline void __syncthreads(EMU_WHERE) { emu::block_barrier({file, line}); }
+inline int __syncthreads_or(int predicate, EMU_WHERE) {
+  static const char key = 0;
+  const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+  int* const votes = static_cast<int*>(emu::shared_array(&key, threads * sizeof(int), file, line));
+  votes[(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x] = predicate;
+  emu::block_barrier({file, line});
+  int any = 0;
+  for (unsigned t = 0; t < threads; ++t) any |= votes[t] != 0;
+  emu::block_barrier({file, line});
+  return any;
+}
 
 template <class T>
 T __ldg(const T* from) {
