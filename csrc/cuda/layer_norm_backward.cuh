@@ -67,7 +67,7 @@ __device__ void store_partials(void* partials, int64_t line, int64_t columns, co
   if (group != 0 || !first_row) return;
 #pragma unroll
   for (int v = 0; v < kVecs; ++v)
-    store_line<T>(partials, line, columns, part.column(v), part.end(), aligned, values[v]);
+    store_line<T, Part::kStep>(partials, line, columns, part.column(v), part.end(), aligned, values[v]);
 }
 
 // Blocks that fit on an SM at once, by the registers they need: 85 a thread for one vector of each input, 128 for two,
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
                                const int lines_of_block, const int64_t capacity, const Compute<T> inverse_n) {
   follow();
   using A = Compute<T>;
-  using Part = RowPart<T, kLanes, kVecs, kCluster>;
+  using Part = RowPart<T, kLanes, kVecs, kCluster, kAligned>;
   using Sum = GroupSum<A, 3, kRowThreads<kLanes>, kLanes, kCluster>;
   constexpr int kGather = Part::kRows > 1 ? kLanes * kVecs * kVec<T> : 0;
   SHARED_ARRAY(A, shared, Sum::kSharedValues > kGather ? Sum::kSharedValues : kGather);
@@ -96,8 +96,8 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
   const auto load = [&](int64_t row) {
     RowInputs<T, kVecs> in{};
     if (row >= op.rows) return in;
-    part.load(static_cast<const T*>(op.grad_output) + row * op.columns, kAligned, in.grad_output);
-    part.load(static_cast<const T*>(op.input) + row * op.columns, kAligned, in.input);
+    part.load(static_cast<const T*>(op.grad_output) + row * op.columns, in.grad_output);
+    part.load(static_cast<const T*>(op.input) + row * op.columns, in.input);
     in.mean = static_cast<const A*>(op.mean)[row];
     in.rstd = static_cast<const A*>(op.rstd)[row];
     return in;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
   // Three vectors of it find no room in registers.
   constexpr bool kWeightStays = kVecs <= 2;
   const auto read_weight = [&](int v, A(&w)[1][kVec<T>]) {
-    weights.with_type([&](auto type) { weights.read(type, part.column(v), w); });
+    weights.with_type([&](auto type) { weights.template read<Part::kStep>(type, part.column(v), w); });
   };
   A weight[kWeightStays ? kVecs : 1][1][kVec<T>];
   if constexpr (kWeightStays) {
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
         if (!part.is_whole(v)) {
 #pragma unroll
           for (int i = 0; i < kVec<T>; ++i)
-            if (part.column(v) + i >= part.end()) x[i] = 0;
+            if (part.column(v, i) >= part.end()) x[i] = 0;
         }
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) {
@@ -174,8 +174,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
           if (partials.weight) weight_sum[v][i] = fma(dy, x, weight_sum[v][i]);
           if (partials.bias) bias_sum[v][i] += dy;
         }
-        if (op.grad_input)
-          part.template store<kAligned>(static_cast<T*>(op.grad_input) + row * op.columns, v, row < op.rows, dx);
+        if (op.grad_input && row < op.rows) part.store(static_cast<T*>(op.grad_input) + row * op.columns, v, dx);
       }
     }
 
@@ -195,7 +194,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
 // ------------------------------------------------------------------------------------------------ launch configuration
 template <class T, int kLanes, int kVecs, bool kCluster = false>
 void launch_layer_norm_backward(const LayerNormBackward& op, Run& run, bool aligned, int cluster = 1) {
-  constexpr int kRows = RowPart<T, kLanes, kVecs, kCluster>::kRows;
+  constexpr int kRows = RowPart<T, kLanes, kVecs, kCluster, true>::kRows;
   const int64_t fit = std::max(1, run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / cluster);
   const int64_t blocks = std::min(fit, ceil_div(op.rows, kRows));
   const int64_t lines_of_block = ceil_div(op.rows, blocks * kRows * kRowsOfLine), lines = blocks * lines_of_block;

@@ -26,7 +26,7 @@ struct Row {
   __device__ explicit Row(const Part& place) : part(place) {}
   __device__ void load(const T* row) {
     first = __ldg(row);
-    part.load(row, kAligned, packs);
+    part.load(row, packs);
   }
 
   // x * scale - about, for a vector's values x: exact where the two are near, since the scale is a power of two.
@@ -48,7 +48,7 @@ struct Row {
         f(d[i], terms[i]);
         if constexpr (!kAligned) {
 #pragma unroll
-          for (int k = 0; k < kCount; ++k) terms[i][k] = part.column(v) + i < part.end() ? terms[i][k] : A(0);
+          for (int k = 0; k < kCount; ++k) terms[i][k] = part.column(v, i) < part.end() ? terms[i][k] : A(0);
         }
       }
 #pragma unroll
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kV
     layer_norm_forward_kernel(const LayerNormForward op, const int rounds, const int64_t capacity,
                               const Compute<T> inverse_n) {
   using A = Compute<T>;
-  using Part = RowPart<T, kLanes, kVecs, false>;
+  using Part = RowPart<T, kLanes, kVecs, false, kAligned>;
   using Sum = GroupSum<A, 2, kRowThreads<kLanes>, kLanes, false>;
   SHARED_ARRAY(A, exchange, Sum::kSharedValues);
   DYNAMIC_SHARED(char, shared);
@@ -172,13 +172,13 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kV
     parameters.with_type([&]<class P>(Type<P> type) {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
-        if (kAligned && (!exists || part.column(v) >= part.end())) break;
+        if (!exists || part.column(v) >= part.end()) break;
         A d[kVec<T>], weight_bias[2][kVec<T>], y[kVec<T>];
         row.differences(v, s.scale, s.center, d);
-        parameters.read(type, part.column(v), weight_bias);
+        parameters.template read<Part::kStep>(type, part.column(v), weight_bias);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) y[i] = fma(fma(d[i], scaled_rstd, low), weight_bias[0][i], weight_bias[1][i]);
-        part.template store<kAligned>(output, v, exists, y);
+        part.store(output, v, y);
       }
     });
     if constexpr (!kPrefetch<kLanes, kVecs, kAligned>) load_next();

@@ -15,6 +15,13 @@ namespace normext::cuda {
 
 constexpr int kLongThreads = 256;
 
+// Where the first of a thread's kVec<T> columns stands among those of its block: vectors side by side, or single
+// elements.
+template <class T>
+__device__ int64_t long_column(int64_t block, bool aligned) {
+  return block * kLongThreads * kVec<T> + threadIdx.x * (aligned ? kVec<T> : 1);
+}
+
 // ------------------------------------------------------------------------------------------------ forward
 // Coefficients of a row: center, rstd, low; the output is ((x - center) * rstd + low) * weight + bias.
 template <class T>
@@ -47,16 +54,17 @@ __global__ void __launch_bounds__(kLongThreads)
   follow();
   using A = Compute<T>;
   const int64_t block = gridDim.x - 1 - blockIdx.x, row = block / blocks_of_row;  // what was read last, first
-  const int64_t column = (block % blocks_of_row * kLongThreads + threadIdx.x) * kVec<T>;
+  const int64_t column = long_column<T>(block % blocks_of_row, aligned);
   if (column >= op.columns) return;
   A k[3], weight[kVec<T>], bias[kVec<T>], y[kVec<T>];
   coefficients(row, k, false);
-  const auto x = load_row(static_cast<const T*>(op.input) + row * op.columns, column, op.columns, aligned);
-  load_parameters<T>(op.weight, op.param_dtype, column, op.columns, aligned, A(1), weight);
-  load_parameters<T>(op.bias, op.param_dtype, column, op.columns, aligned, A(0), bias);
+  const auto x =
+      load_row<kLongThreads>(static_cast<const T*>(op.input) + row * op.columns, column, op.columns, aligned);
+  load_parameters<T, kLongThreads>(op.weight, op.param_dtype, column, op.columns, aligned, A(1), weight);
+  load_parameters<T, kLongThreads>(op.bias, op.param_dtype, column, op.columns, aligned, A(0), bias);
 #pragma unroll
   for (int i = 0; i < kVec<T>; ++i) y[i] = fma(fma(x[i] - k[0], k[1], k[2]), weight[i], bias[i]);
-  store_row(static_cast<T*>(op.output) + row * op.columns, column, op.columns, aligned, y);
+  store_row<kLongThreads>(static_cast<T*>(op.output) + row * op.columns, column, op.columns, aligned, y);
 }
 
 // ------------------------------------------------------------------------------------------------ backward
@@ -113,16 +121,18 @@ __global__ void __launch_bounds__(kLongThreads)
   follow();
   using A = Compute<T>;
   const int64_t line = blockIdx.x % lines;
-  const int64_t column = (blockIdx.x / lines * kLongThreads + threadIdx.x) * kVec<T>;
+  const int64_t column = long_column<T>(blockIdx.x / lines, aligned);
   if (column >= op.columns) return;
   A weight[kVec<T>], weight_sum[kVec<T>] = {}, bias_sum[kVec<T>] = {};
-  load_parameters<T>(op.weight, op.param_dtype, column, op.columns, aligned, A(1), weight);
+  load_parameters<T, kLongThreads>(op.weight, op.param_dtype, column, op.columns, aligned, A(1), weight);
   for (int64_t row = op.rows * line / lines; row < op.rows * (line + 1) / lines; ++row) {
     A k[3], dx[kVec<T>];
     coefficients(row, k, false);
     const A mean = static_cast<const A*>(op.mean)[row], rstd = static_cast<const A*>(op.rstd)[row];
-    const auto dy = load_row(static_cast<const T*>(op.grad_output) + row * op.columns, column, op.columns, aligned);
-    const auto x = load_row(static_cast<const T*>(op.input) + row * op.columns, column, op.columns, aligned);
+    const auto dy =
+        load_row<kLongThreads>(static_cast<const T*>(op.grad_output) + row * op.columns, column, op.columns, aligned);
+    const auto x =
+        load_row<kLongThreads>(static_cast<const T*>(op.input) + row * op.columns, column, op.columns, aligned);
 #pragma unroll
     for (int i = 0; i < kVec<T>; ++i) {
       const A xhat = (x[i] - mean) * rstd - k[0];
@@ -130,10 +140,13 @@ __global__ void __launch_bounds__(kLongThreads)
       weight_sum[i] = fma(dy[i], xhat, weight_sum[i]);
       bias_sum[i] += dy[i];
     }
-    if (op.grad_input) store_row(static_cast<T*>(op.grad_input) + row * op.columns, column, op.columns, aligned, dx);
+    if (op.grad_input)
+      store_row<kLongThreads>(static_cast<T*>(op.grad_input) + row * op.columns, column, op.columns, aligned, dx);
   }
-  if (partials.weight) store_line<T>(partials.weight, line, op.columns, column, op.columns, aligned, weight_sum);
-  if (partials.bias) store_line<T>(partials.bias, line, op.columns, column, op.columns, aligned, bias_sum);
+  if (partials.weight)
+    store_line<T, kLongThreads>(partials.weight, line, op.columns, column, op.columns, aligned, weight_sum);
+  if (partials.bias)
+    store_line<T, kLongThreads>(partials.bias, line, op.columns, column, op.columns, aligned, bias_sum);
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration

@@ -16,8 +16,8 @@ struct PartialSums {
 // Rows that are added up in one register: float32 sums of more would show in the last digits.
 constexpr int kRowsOfLine = 128;
 
-// A vector of T's columns into one of the lines.
-template <class T, class Index, class A>
+// A vector of T's columns, or as many kStep apart, into one of the lines.
+template <class T, int kStep, class Index, class A>
 __device__ void store_line(void* partials, int64_t line, int64_t columns, Index column, Index end, bool aligned,
                            const A (&values)[kVec<T>]) {
 #pragma unroll
@@ -25,7 +25,8 @@ __device__ void store_line(void* partials, int64_t line, int64_t columns, Index 
     A piece[kVec<A>];
 #pragma unroll
     for (int k = 0; k < kVec<A>; ++k) piece[k] = values[i + k];
-    store_row(static_cast<A*>(partials) + line * columns, column + i, end, aligned, piece);
+    store_row<kStep>(static_cast<A*>(partials) + line * columns, column + i * (aligned ? 1 : kStep), end, aligned,
+                     piece);
   }
 }
 

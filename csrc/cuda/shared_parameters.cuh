@@ -42,16 +42,22 @@ class SharedParameters {
     with_parameter_type<T>(dtype_, f);
   }
 
-  // Of a vector of T's columns.
-  template <class P>
+  // Of kVec<T> columns, kStep apart.
+  template <int kStep, class P>
   __device__ void read(Type<P>, int column, A (&out)[kCount][kVec<T>]) const {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
+      const P* const at = array<P>(k) + column;
+      if constexpr (kStep > 1) {
 #pragma unroll
-      for (int i = 0; i < kVec<T>; i += kVec<P>) {
-        const auto pack = Pack<P>::of_bits(*reinterpret_cast<const uint4*>(array<P>(k) + column + i));
+        for (int i = 0; i < kVec<T>; ++i) out[k][i] = widen(at[i * kStep]);
+      } else {
 #pragma unroll
-        for (int e = 0; e < kVec<P>; ++e) out[k][i + e] = pack[e];
+        for (int i = 0; i < kVec<T>; i += kVec<P>) {
+          const auto pack = Pack<P>::of_bits(*reinterpret_cast<const uint4*>(at + i));
+#pragma unroll
+          for (int e = 0; e < kVec<P>; ++e) out[k][i + e] = pack[e];
+        }
       }
     }
   }

@@ -54,12 +54,13 @@ struct Pack {
   __device__ static Pack load(const T* p) {  // p is aligned to 16 bytes
     return of_bits(__ldg(reinterpret_cast<const uint4*>(p)));
   }
-  // The first `count` elements, one by one; zeros behind them.
-  __device__ static Pack load(const T* p, int64_t count) {
+  // Every kStep-th element from p on, one by one, up to p + reach; zeros from there on.
+  template <int kStep>
+  __device__ static Pack gather(const T* p, int64_t reach) {
     Pack pack{};
 #pragma unroll
     for (int i = 0; i < kSize; ++i)
-      if (i < count) pack.set(i, __ldg(p + i));
+      if (i * kStep < reach) pack.set(i, __ldg(p + i * kStep));
     return pack;
   }
   __device__ static Pack of(const A (&v)[kSize]) {
@@ -130,12 +131,12 @@ __device__ void store_vector(T* p, const Compute<T> (&v)[kSize]) {
     store16(p, Pack<T>::of(v).bits());
 }
 
-// Stores the first `count` elements one by one.
-template <class T, int kSize>
-__device__ void store_elements(T* p, const Compute<T> (&v)[kSize], int64_t count) {
+// Stores elements one by one to every kStep-th place from p on, up to p + reach.
+template <int kStep, class T, int kSize>
+__device__ void scatter(T* p, const Compute<T> (&v)[kSize], int64_t reach) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i)
-    if (i < count) p[i] = narrow<T>(v[i]);
+    if (i * kStep < reach) p[i * kStep] = narrow<T>(v[i]);
 }
 
 // Whether all arrays can be accessed by vectors; null ones are not accessed.
