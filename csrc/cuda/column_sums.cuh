@@ -26,8 +26,15 @@ class ColumnMoments {
 
   // A shift of the type of the values makes most differences of half types exact, and their sums.
   __device__ void start(const A (&)[1], const A (&in)[1][kTile]) {
-    const A mean = mean_of(in[0], kTile);
-    shift_ = finite_or(widen(narrow<T>(mean)), mean);
+    if constexpr (kRecounts) {
+      A difference = 0;
+#pragma unroll
+      for (int t = 1; t < kTile; ++t) difference += in[0][t] - in[0][0];
+      // Where it is not finite, with values at both ends of the range, they are counted again: about any other.
+      shift_ = finite_or(widen(narrow<T>(in[0][0] + difference * (A(1) / kTile))), finite_or(in[0][0], A(0)));
+    } else {
+      shift_ = widen(narrow<T>(mean_of(in[0], kTile)));
+    }
   }
 
   __device__ void add(const A (&in)[1]) {

@@ -14,12 +14,12 @@ __device__ A mean_of(const A (&x)[kSize], int count) {
   const A inverse = __fdividef(1.0f, static_cast<float>(count));
   A difference = 0, plain = 0;
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) difference += i < count ? x[i] - x[0] : A(0);  // of equal values: zero, exactly
+  for (int i = 0; i < kSize; ++i) {
+    difference += i < count ? x[i] - x[0] : A(0);  // of equal values: zero, exactly
+    plain += i < count ? x[i] * inverse : A(0);    // of values at both ends of the range: not infinite
+  }
   const A exact = x[0] + difference * inverse;
-  if (exact - exact == 0) return exact;
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) plain += i < count ? x[i] * inverse : A(0);  // of values at both ends: not infinite
-  return finite_or(plain, A(0));
+  return finite_or(exact, finite_or(plain, A(0)));
 }
 
 // Sums of d and d^2 over the first `count` values, for d = (x - shift) * scale, which is a power of two.
