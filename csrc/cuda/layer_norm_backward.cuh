@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
         if (!part.is_whole(v)) {
 #pragma unroll
           for (int i = 0; i < kVec<T>; ++i)
-            if (part.column(v, i) >= part.end()) x[i] = 0;
+            if (kAligned || part.column(v, i) >= part.end()) x[i] = 0;
         }
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) {

@@ -69,7 +69,8 @@ class RowPart {
 
   __device__ int column(int v, int i = 0) const { return first_ + v * (kLanes * kVec<T>)+i * kStep; }
   __device__ int end() const { return end_; }  // of the block's columns
-  __device__ bool is_whole(int v) const { return column(v, kVec<T> - 1) < end_; }
+  // Vectors of aligned rows are whole, or beyond the end.
+  __device__ bool is_whole(int v) const { return column(v, kAligned ? 0 : kVec<T> - 1) < end_; }
 
   // All vectors are on their way before the first is needed.
   __device__ void load(const T* row, Pack<T> (&packs)[kVecs]) const {
