@@ -136,9 +136,13 @@ def main() -> None:
     images = images.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
 
     where = machine.describe("cuda")
+    folder = arguments.output / machine.slug(where)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{str(where['date'])[:16].replace(':', '')}-training.json"
+    method = f"ResNet-50, {SIDE}x{SIDE}, batch {arguments.batch}, channels_last, autocast to bfloat16, SGD; CUDA events"
     table = Table("mode", "normext, ms", "torch, ms", "torch / normext", "last losses", "losses apart by")
     runs: dict[str, Any] = {}
-    for mode in ("eager", "compile", "graph"):
+    for mode in ("eager", "graph", "compile"):
         torch._dynamo.reset()
         results = {name: train(name, mode, images, classes) for name in NORMS}
         (ours, our_seconds), (theirs, their_seconds) = results[NORMEXT], results[EAGER]
@@ -149,13 +153,9 @@ def main() -> None:
             f"{ours[-1]:.3f}, {theirs[-1]:.3f}", f"{apart:.3f}",
         )  # fmt: skip
         runs[mode] = {name: {"losses": losses, "seconds": seconds} for name, (losses, seconds) in results.items()}
+        path.write_text(json.dumps({"machine": where, "method": method, "runs": runs}) + "\n")
     console = Console(width=110)
     console.print(table)
-    folder = arguments.output / machine.slug(where)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{str(where['date'])[:16].replace(':', '')}-training.json"
-    method = f"ResNet-50, {SIDE}x{SIDE}, batch {arguments.batch}, channels_last, autocast to bfloat16, SGD; CUDA events"
-    path.write_text(json.dumps({"machine": where, "method": method, "runs": runs}, indent=1) + "\n")
     console.print(f"wrote {path}", soft_wrap=True)
 
 
