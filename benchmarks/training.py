@@ -106,7 +106,7 @@ def train(name: str, mode: str, images: Tensor, classes: Tensor) -> tuple[list[f
     """The losses of all steps, and the seconds of those after the warm-up."""
     torch.manual_seed(0)
     model = resnet50(NORMS[name]).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step = eager(torch.compile(model) if mode == "compile" else model, optimizer)  # type: ignore[arg-type]
     losses, events = [], []
     for number in range(len(images)):

@@ -149,8 +149,11 @@ def test_compile_with_cuda_graphs(layer: Callable) -> None:
 # Dtypes, alignment, size
 
 
-ROWS = [(5, 1), (33, 7), (70, 64), (9, 1000), (300, 768), (5, 4097), (3, 12288), (2, 65536), (1, 300001)]
-PLANES = [(2, 3, 7, 7), (4, 19, 9, 9), (2, 64, 56, 56), (16, 3, 64, 64), (2, 5, 300, 300)]
+ROWS = [
+    *[(5, 1), (33, 7), (70, 64), (9, 1000), (300, 768), (40, 1536), (5, 4097), (3, 12288), (2, 32768), (2, 65536)],
+    (1, 300001),
+]
+PLANES = [(2, 3, 7, 7), (4, 19, 9, 9), (2, 64, 56, 56), (16, 3, 64, 64), (2, 5, 300, 300), (64, 768, 7, 7)]
 EVERY_SCHEDULE = [
     *[("LayerNorm", size, torch.Tensor.contiguous) for size in ROWS],
     *[("BatchNorm1d", size, torch.Tensor.contiguous) for size in ((5, 3), (300, 70))],

@@ -43,12 +43,13 @@ inline int64_t stash_elements(const Planes& planes, int size, int threads, int c
   return (of_block + threads - 1) / threads * threads * size;
 }
 
-// Blocks that are to share an SM: see on_chip(). float16, whose conversions take registers, has none for three of 256.
+// Blocks that are to share an SM: see on_chip(). Of 256 threads three, or two where the compiler takes more registers:
+// for pairs, and for float16's conversions.
 template <class T, int kThreads>
-constexpr int kOnChipBlocks = kThreads == 128             ? 5
-                              : kThreads == 512           ? 1
-                              : std::is_same_v<T, __half> ? 2
-                                                          : 3;
+constexpr int kOnChipBlocks = kThreads == 128                                 ? 5
+                              : kThreads == 512                               ? 1
+                              : kComputesInPairs || std::is_same_v<T, __half> ? 2
+                                                                              : 3;
 
 template <class T, int kSize, int kThreads, bool kCluster>
 __global__ void __launch_bounds__(kThreads, kOnChipBlocks<T, kThreads>)

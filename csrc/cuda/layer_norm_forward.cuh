@@ -132,8 +132,14 @@ constexpr int kForwardBlocks = (!kAligned                                       
                                                                                     : 768) /
                                kRowThreads<kLanes>;
 
+// And those that the compiler has to leave room for: fewer, where half types would spill.
 template <class T, int kLanes, int kVecs, bool kAligned>
-__global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBlocks<kLanes, kVecs, kAligned>)
+constexpr int kForwardBounds =
+    kComputesInPairs && sizeof(T) == 2 && kVecs > 1 && kLanes <= 512 ? 512 / kRowThreads<kLanes>
+                                                                     : kForwardBlocks<kLanes, kVecs, kAligned>;
+
+template <class T, int kLanes, int kVecs, bool kAligned>
+__global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes, kVecs, kAligned>)
     layer_norm_forward_kernel(const LayerNormForward op, const int rounds, const int64_t capacity,
                               const Compute<T> inverse_n) {
   using A = Compute<T>;

@@ -107,6 +107,13 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
   return cudaGetLastError();  // of all the calls; what is reported here is not reported to whoever comes next
 }
 
+// From sm_100 on, nvcc computes with pairs of float32 values, and takes more registers for it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kComputesInPairs = true;
+#else
+constexpr bool kComputesInPairs = false;
+#endif
+
 // Makes the compiler forget where a value came from. Packed words it then widens where they are used, again if need be,
 // instead of keeping the wide values from early on; of a row's number, it computes addresses anew instead of keeping a
 // pointer for each array. Registers are what that saves.
@@ -191,6 +198,8 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
               how.cluster);
   return cudaSuccess;
 }
+
+constexpr bool kComputesInPairs = false;
 
 inline void follow() {}
 

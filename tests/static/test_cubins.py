@@ -38,8 +38,16 @@ VECTOR_STORE, NARROW_STORE = r"STG\S*\.128", r"STG(?!\S*\.128)"
 SHUFFLE, BARRIER, CLUSTER_BARRIER = r"SHFL\.BFLY", r"BAR\.SYNC", r"UCGABAR_WAIT"
 GENERIC_LOAD, GENERIC_STORE = r"LD(\.| )", r"ST(\.| )"
 
-# What is known to break a rule: the rule, a pattern of kernels, and what is wrong. An entry that no kernel needs fails.
-KNOWN: list[tuple[str, str, str]] = []
+# What is known to break a rule: the rule, an architecture, a pattern of kernels, and what is wrong. An entry that no
+# kernel needs fails.
+KNOWN: list[tuple[str, str, str, str]] = [
+    (
+        "no_local_memory",
+        "sm_100",
+        r"layer_norm_forward_kernel<(bf16|half), 1024, 4, true>",
+        "a block of 1024 threads has 64 registers each, and pairs of float32 values take more than that",
+    )
+]
 
 
 # -------------------------------------------------------------------------------------------------- instantiations
@@ -60,8 +68,8 @@ class Shape:
         self.is_long = self.name.startswith("long_")
         self.is_onchip = self.name.endswith("onchip_kernel")
         self.is_tiled = re.match("(sum|map)_(planes|columns)", self.name) is not None
-        self.cluster = (arguments[3] if self.is_row else arguments[-1]) == "true"
-        self.aligned = not self.is_row or arguments[4] == "true"
+        self.cluster = self.name != "layer_norm_forward_kernel" and arguments[3 if self.is_row else -1] == "true"
+        self.aligned = not self.is_row or arguments[-1] == "true"
         self.lanes, self.vectors = (int(arguments[1]), int(arguments[2])) if self.is_row else (0, 0)
         self.threads = self.threads_of_block(arguments)
         self.function = arguments[1] if self.is_tiled else ""  # the sum, or the map
@@ -128,11 +136,13 @@ def no_generic_accesses(kernel: Kernel, architecture: str) -> Iterator[str]:
 
 
 # Blocks that are to fit on an SM together: what csrc/cuda plans by __launch_bounds__, or by the grids it launches.
-def planned_blocks(shape: Shape) -> int:
-    if shape.name == "layer_norm_forward_kernel":
-        return (1024 if shape.vectors <= 2 else 512) // shape.threads  # kForwardBlocks
+def planned_blocks(shape: Shape, architecture: str) -> int:
+    if shape.name == "layer_norm_forward_kernel":  # kForwardBlocks, or fewer: kForwardBounds
+        if not shape.aligned or (shape.half and architecture == "sm_100" and shape.lanes <= 512):
+            return 512 // shape.threads
+        return (1024 if shape.vectors <= 2 or shape.lanes * shape.vectors >= 2048 else 768) // shape.threads
     if shape.name == "layer_norm_backward_kernel":
-        return (768 if shape.vectors == 1 else 512) // shape.threads  # kBackwardBlocks: its grid is that many
+        return {1: 768, 2: 512, 3: 384}[shape.vectors] // shape.threads  # kBackwardBlocks: its grid is that many
     if shape.is_onchip:
         return 5 if shape.threads == 128 else 1  # kOnChipBlocks
     if shape.name == "sum_columns_kernel":
@@ -145,10 +155,10 @@ def planned_blocks(shape: Shape) -> int:
 
 
 @rule
-def registers_as_planned(kernel: Kernel, _: str) -> Iterator[str]:
+def registers_as_planned(kernel: Kernel, architecture: str) -> Iterator[str]:
     """An SM has 65536, of which a thread gets a multiple of eight."""
     shape = Shape(kernel)
-    blocks = planned_blocks(shape)
+    blocks = planned_blocks(shape, architecture)
     if blocks * shape.threads * math.ceil(kernel.registers / 8) * 8 > 65536:
         yield f"{kernel.registers} registers, too many for {blocks} blocks of {shape.threads} threads on an SM"
 
@@ -164,14 +174,16 @@ class Accesses:
         # Parameters of half rows are of their own dtype, or float32: one vector and two.
         parameter_vectors, parameter_elements = (3, 2 * vector) if shape.half else (1, vector)
         self.loads = self.stores = self.narrow_loads = self.narrow_stores = 0
+        # Copies of parameters to shared memory: loops, by vectors and element by element, for each dtype they may have.
+        copies = 2 if shape.half else 1
         if shape.name == "layer_norm_forward_kernel":
-            self.loads = shape.vectors * (1 + 2 * parameter_vectors)  # input; weight, bias
-            self.narrow_loads = 1  # the shift
+            self.loads = 2 * shape.vectors + 2 * copies  # the first row, and the next one; weight, bias
+            self.narrow_loads = 2 + 2 * copies * 4  # the rows' first values
             self.stores, self.narrow_stores = shape.vectors, 2  # mean, rstd
         elif shape.name == "layer_norm_backward_kernel":
             # The first row's and the next one's: grad_output and input; mean, rstd.
-            self.loads = shape.vectors * (2 * 2 + parameter_vectors)
-            self.narrow_loads = 2 * 2
+            self.loads = shape.vectors * 2 * 2 + copies
+            self.narrow_loads = 2 * 2 + copies * 4
             self.stores = shape.vectors * (1 + 2 * wide)  # grad_input; the weight's and the bias' sums
         elif shape.name == "long_forward_kernel":
             self.loads, self.narrow_loads = 1 + 2 * parameter_vectors, vector + 2 * parameter_elements + 3
@@ -297,10 +309,10 @@ def sums_go_through_shuffles(kernel: Kernel, _: str) -> Iterator[str]:
 
 @rule
 def barriers_where_blocks_share(kernel: Kernel, _: str) -> Iterator[str]:
-    """A warp or less needs none. LayerNorm's backward always has them: rows of a block add up for the weight."""
+    """LayerNorm's kernels always have them: parameters in shared memory."""
     shape = Shape(kernel)
-    always = "layer_norm_backward|map_columns|sum_(planes|columns|partials)"
-    if shape.lanes > 32 or shape.is_onchip or re.match(always, shape.name):
+    always = "layer_norm|map_columns|sum_(planes|columns|partials)"
+    if shape.is_onchip or re.match(always, shape.name):
         yield from at_least(kernel, 1, "barriers", BARRIER)
     else:
         yield from at_most(kernel, 0, "barriers", "BAR")
@@ -316,10 +328,21 @@ def clusters_meet_and_read_each_other(kernel: Kernel, architecture: str) -> Iter
         yield from at_most(kernel, 0, "barriers of the cluster", r"UCGABAR")
 
 
+FOLLOWERS = r"(sum|map)_(planes|columns)|finish_|long_|sum_partials|layer_norm_backward"
+
+
+@rule
+def kernels_of_one_op_follow_each_other(kernel: Kernel, architecture: str) -> Iterator[str]:
+    """Launched early, each waits for those before it: see follow() in platform.cuh."""
+    if architecture != "sm_80" and re.match(FOLLOWERS, kernel.name):
+        yield from at_least(kernel, 1, "waits for the kernel before", "ACQBULK")
+        yield from at_least(kernel, 1, "leaves for the kernel behind", "PREEXIT")
+
+
 @every_architecture
 @pytest.mark.parametrize("name", RULES)
 def test_rule(name: str, architecture: str) -> None:
-    known = [(pattern, reason) for rule_of, pattern, reason in KNOWN if rule_of == name]
+    known = [(pattern, reason) for rule_of, on, pattern, reason in KNOWN if (rule_of, on) == (name, architecture)]
     needed, problems = set(), []
     for key, kernel in kernels(architecture).items():
         for problem in RULES[name](kernel, architecture):
