@@ -111,12 +111,12 @@ def _bandwidth(results: list[Result], xlabel: str) -> Figure:
     for (row, layout), (column, (dtype, direction)) in itertools.product(enumerate(layouts), enumerate(columns)):
         axes = grid[row, column]
         for name in contenders:
-            points = [
+            points = sorted(
                 (result.case.shape[1], result.gigabytes_per_second(name))
                 for result in results
                 if name in result.samples
                 and (result.case.layout, result.case.dtype_name, result.direction) == (layout, dtype, direction)
-            ]
+            )
             if points:
                 style = {"linestyle": "--"} if name == COPY else {"marker": "o", "markersize": 3.5}
                 axes.plot(*zip(*points, strict=True), color=COLORS[name], label=name, **style)
@@ -129,13 +129,16 @@ def _bandwidth(results: list[Result], xlabel: str) -> Figure:
         axes.set_xlabel(xlabel)
     for axes in grid[:, 0]:
         axes.set_ylabel("bytes that must move / time (GB/s)")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(contenders))
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(columns))
     return figure
 
 
 def draw(folder: Path, stem: str, where: dict[str, object], results: list[Result]) -> list[Path]:
     """Draws what the results hold into folder, and returns the files."""
     files = []
+    hardware = f"{where['processor']}, {where['threads']} threads, {where['instruction_set']}"
+    if "gpu" in where:
+        hardware = f"{where['gpu']}, CUDA {where['cuda']}"
     with plt.rc_context(STYLE):
         for norm, sweep, xlabel in (
             ("layer_norm", "row length", "row length (elements)"),
@@ -149,10 +152,7 @@ def draw(folder: Path, stem: str, where: dict[str, object], results: list[Result
             if len({result.case.shape[1] for result in swept}) > 1:
                 figures["bandwidth"] = _bandwidth(swept, xlabel)
             for kind, figure in figures.items():
-                figure.suptitle(
-                    f"{NAMES[norm]} on {where.get('gpu', where['processor'])}, {where['threads']} threads, "
-                    f"{where['instruction_set']}, torch {where['torch']}", fontsize=10
-                )  # fmt: skip
+                figure.suptitle(f"{NAMES[norm]} on {hardware}, torch {where['torch']}", fontsize=10)
                 files.append(folder / f"{stem}-{norm}-{kind}.png")
                 figure.savefig(files[-1])
                 plt.close(figure)
