@@ -133,14 +133,13 @@ constexpr int64_t kLeastShare = 2 << 10;  // bytes of a channel that are worth a
 // what threads they need for loads enough to be on their way. The thresholds are what an H200 says.
 template <class T>
 OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int arrays) {
-  constexpr int kExchangeBytes = 2048;  // room for the kernels' static shared memory
   const Planes planes = planes_of(shape);
   const int most_blocks = device.has_clusters ? kMaxCluster : 1;
   const auto make = [&](int threads, int cluster) -> OnChip {
     return {threads, cluster, stash_elements(planes, size, threads, cluster)};
   };
   const auto bytes = [&](const OnChip& how) { return how.stash_size * arrays * static_cast<int64_t>(sizeof(T)); };
-  const auto fits = [&](const OnChip& how, int64_t kilobytes) {
+  const auto fits = [&](const OnChip& how, int64_t kilobytes = 1024 /* more than a block can have */) {
     return bytes(how) <= std::min<int64_t>(kilobytes << 10, device.max_shared_bytes - kExchangeBytes);
   };
   // Few channels: all of them at once, one block an SM.
@@ -151,7 +150,7 @@ OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int 
            all >= 2 * cluster * kLeastShare)
       cluster *= 2;
     const OnChip how = make(all / cluster <= (26 << 10) ? 256 : 512, cluster);
-    if (fits(how, 1 << 10)) return how;
+    if (fits(how)) return how;
   }
   // A block a channel, four on an SM, or two.
   if (const OnChip how = make(128, 1); fits(how, 52) && 2 * shape.channels >= 7 * device.sm_count) return how;

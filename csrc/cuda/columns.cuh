@@ -117,8 +117,8 @@ class ColumnCoefficients {
   A* shared_;
 };
 
-// Blocks that fit on an SM at once. What fills the registers are a tile of rows, the short sums of a vector's columns,
-// and, of float32, the float64 totals that these are added to after each tile.
+// Blocks that fit on an SM at once. What fills the registers are a tile of rows and the short sums of a vector's
+// columns.
 template <class Sum, int kSize>
 constexpr int kSumColumnBlocks = kSize == 1                 ? 8
                                  : Sum::kSums * kSize == 16 ? 6

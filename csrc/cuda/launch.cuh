@@ -61,6 +61,8 @@ void with_type(DType dtype, const F& f) {
   }
 }
 
+constexpr int64_t kExchangeBytes = 2048;  // room for a block's static shared memory, and what the system takes
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(blocks); }
 

@@ -1,9 +1,9 @@
 // layer_norm_forward.cuh -- LayerNorm forward: a row is read once, and stays in registers until it is written.
 //
-// Blocks are as many as run at once. Each holds weight and bias in shared memory and goes through its share of the
-// rows, the next row's vectors on their way while the current one is computed. kLanes threads share a row, each with
-// kVecs vectors of it. The variance is taken in two passes over the registers. Who computes what depends on the row's
-// length alone, and how it is loaded on its alignment, so a row's result does not depend on the batch it is in.
+// A block holds weight and bias in shared memory and goes through a few rows, the next row's vectors on their way while
+// the current one is computed, where there are registers for them. kLanes threads share a row, each with kVecs vectors
+// of it. The variance is taken in two passes over the registers. Who computes what depends on the row's length alone,
+// and how it is loaded on its alignment, so a row's result does not depend on the batch it is in.
 #pragma once
 #include "launch.cuh"
 #include "layer_norm_long.cuh"
@@ -82,9 +82,9 @@ struct RowStatistics {
 };
 
 // First the mean, as the mean of differences from the row's first value: so a constant row leaves zeros, and a mean far
-// from zero its last digits. Then the variance, about that mean.
-template <bool kShareBarriers, class Row, class GroupSum, class A = typename Row::A>
-__device__ RowStatistics<A> row_statistics(Row& row, A inverse_n, GroupSum& group_sum) {
+// from zero its last digits. Then the variance, about that mean. Of a row that does not exist: anything.
+template <bool kShareBarriers, class ARow, class GroupSum, class A = typename ARow::A>
+__device__ RowStatistics<A> row_statistics(ARow& row, bool exists, A inverse_n, GroupSum& group_sum) {
   RowStatistics<A> s;
   for (bool again = false;; again = true) {
     const A first = widen(row.first) * s.scale;
@@ -110,22 +110,19 @@ __device__ RowStatistics<A> row_statistics(Row& row, A inverse_n, GroupSum& grou
     s.scale = scale_for(sums[1], s.center);
     // Rows that share a warp, or a block's barriers, go round together, since all must take part. A scale of 1 changes
     // nothing.
-    const bool wants = s.scale != 1;
+    const bool wants = exists && s.scale != 1;
     if (!(kShareBarriers ? __syncthreads_or(wants) : __any_sync(0xffffffffu, wants))) return s;
   }
 }
 
-// Rows that share a block share a warp: others would wait for each other at its barriers, and go round once more when
-// one of them does.
-template <int kLanes>
-constexpr int kForwardThreads = kLanes <= kWarpSize ? 128 : kLanes;
-
 // Whether the next row is on its way while a row is computed. Two blocks of 512 threads on an SM, which have no
-// registers for it, do better than one that has; single elements on their way need a register each.
+// registers for it, do better than one that has, and a block of 1024 has none either; single elements on their way need
+// a register each.
 template <int kLanes, int kVecs, bool kAligned>
 constexpr bool kPrefetch = kAligned && kLanes * kVecs < 2048;
 
-// Blocks that fit on an SM at once, by the registers they need: 64 a thread for two vectors, 80 for four.
+// Blocks that fit on an SM at once, by the registers they need: 64 a thread for two vectors, or for four where nothing
+// else is on its way, 80 for four; unaligned, 128.
 template <int kLanes, int kVecs, bool kAligned>
 constexpr int kForwardBlocks = (!kAligned                                           ? 512
                                 : !kPrefetch<kLanes, kVecs, kAligned> || kVecs <= 2 ? 1024
@@ -167,8 +164,8 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes,
     const auto load_next = [&] { next = load(left > 1 ? index + Part::kRows : op.rows); };
     if constexpr (kPrefetch<kLanes, kVecs, kAligned>) load_next();
 
-    const auto s = row_statistics<(kLanes > kWarpSize && Part::kRows > 1)>(row, inverse_n, group_sum);
     const bool exists = index < op.rows;
+    const auto s = row_statistics<(kLanes > kWarpSize && Part::kRows > 1)>(row, exists, inverse_n, group_sum);
     const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
     if (exists && part.is_first_of_row()) {
       static_cast<A*>(op.mean)[index] = s.mean();
@@ -192,8 +189,6 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes,
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
-constexpr int64_t kExchangeBytes = 2048;  // room for a block's static shared memory, and what the system takes
-
 // `rounds`: rows that a block goes through, one for each group of its lanes at a time, where there are so many. Few,
 // for then the GPU hands out blocks to whichever SM is through with its own; several, for weight and bias to pay.
 template <class T, int kLanes, int kVecs, bool kAligned>
@@ -243,8 +238,10 @@ void layer_norm_forward(const LayerNormForward& op, Run& run) {
   if (vectors <= 192) return launch_layer_norm_forward<T, 64, 3, true>(op, run, 4);
   if (vectors <= 256) return launch_layer_norm_forward<T, 64, 4, true>(op, run, 4);
   if (vectors <= 512) {
-    if constexpr (sizeof(T) == 2) return launch_layer_norm_forward<T, 128, 4, true>(op, run, 4);
-    return launch_layer_norm_forward<T, 256, 2, true>(op, run, 4);
+    if constexpr (sizeof(T) == 2)
+      return launch_layer_norm_forward<T, 128, 4, true>(op, run, 4);
+    else
+      return launch_layer_norm_forward<T, 256, 2, true>(op, run, 4);
   }
   if (vectors <= 768) return launch_layer_norm_forward<T, 256, 3, true>(op, run, 4);
   if (vectors <= 1024) return launch_layer_norm_forward<T, 256, 4, true>(op, run, 2);

@@ -122,8 +122,9 @@ __device__ inline void opaque(unsigned (&words)[4]) {
   asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
 }
 
-// What every kernel begins with. An op's kernels are launched before those in front of them are through, to save the
-// time a launch takes: as soon as all blocks of the one before have come here. What it has written is there after this.
+// What every kernel begins with that may come behind another of its op. Those are launched before those in front of
+// them are through, to save the time a launch takes: as soon as all blocks of the one before have come here. What it
+// has written is there after this.
 __device__ inline void follow() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");

@@ -13,13 +13,13 @@ struct Schedule {
 constexpr Schedule kSchedules[] = {
     {emu::Order::forward, "forward"}, {emu::Order::backward, "backward"}, {emu::Order::random, "random"}};
 
-// Few SMs, so that few rows make blocks go round more than once.
+// Few SMs, so that few rows make blocks go round more than once. 48 KB of shared memory are the least that a GPU gives.
 struct NamedDevice {
   emu::Device device;
   const char* name;
 };
 const NamedDevice kDevices[] = {{{.sm_count = 2, .max_shared_bytes = 227 << 10, .has_clusters = true}, "clusters"},
-                                {{.sm_count = 3, .max_shared_bytes = 32 << 10, .has_clusters = false}, "no clusters"}};
+                                {{.sm_count = 3, .max_shared_bytes = 48 << 10, .has_clusters = false}, "no clusters"}};
 
 // Large cases: forward on both devices, the other schedules on one.
 std::vector<Setting> make_settings(bool large) {
@@ -64,10 +64,11 @@ std::vector<LayerNormShape> layer_norm_shapes() {
   // From there on each number of lanes and vectors, for each size of element: at its limit and one beyond.
   for (const int64_t columns : {129, 256, 257, 511, 512, 513, 1024, 1025, 2047, 2048}) shapes.push_back({3, columns});
   for (const int64_t columns : {2049, 4096, 4097, 8192, 8193, 16384, 16385}) shapes.push_back({2, columns});
-  // Clusters of 2, 4 and 8 where there are any, and rows that fit nowhere.
+  // Clusters of two backward where there are any, and rows that fit nowhere.
   for (const int64_t columns : {32768, 32769, 40000, 65536, 65600, 131073}) shapes.push_back({1, columns});
   // Blocks that go round several times, and lines of partial sums beyond those that one thread adds up.
-  shapes.insert(shapes.end(), {{200, 24}, {700, 8}, {40, 300}, {5, 9000}});
+  // Two rows to a block, no row fetched ahead, rows of any alignment.
+  shapes.insert(shapes.end(), {{200, 24}, {700, 8}, {40, 300}, {5, 9000}, {41, 1536}, {7, 16384}, {61, 1031}});
   return shapes;
 }
 

@@ -143,8 +143,8 @@ def planned_blocks(shape: Shape, architecture: str) -> int:
         return (1024 if shape.vectors <= 2 or shape.lanes * shape.vectors >= 2048 else 768) // shape.threads
     if shape.name == "layer_norm_backward_kernel":
         return {1: 768, 2: 512, 3: 384}[shape.vectors] // shape.threads  # kBackwardBlocks: its grid is that many
-    if shape.is_onchip:
-        return 5 if shape.threads == 128 else 1  # kOnChipBlocks
+    if shape.is_onchip:  # kOnChipBlocks
+        return {128: 5, 256: 2 if architecture == "sm_100" or shape.dtype == "half" else 3, 512: 1}[shape.threads]
     if shape.name == "sum_columns_kernel":
         return 8 if shape.access == 1 else 6 if shape.sums * shape.access == 16 else 5  # kSumColumnBlocks
     if shape.name == "map_columns_kernel":
@@ -328,13 +328,14 @@ def clusters_meet_and_read_each_other(kernel: Kernel, architecture: str) -> Iter
         yield from at_most(kernel, 0, "barriers of the cluster", r"UCGABAR")
 
 
-FOLLOWERS = r"(sum|map)_(planes|columns)|finish_|long_|sum_partials|layer_norm_backward"
+# Never behind another kernel of their op.
+FIRST = r"layer_norm_forward_kernel|batch_norm_(forward|backward)_onchip_kernel|update_kernel"
 
 
 @rule
 def kernels_of_one_op_follow_each_other(kernel: Kernel, architecture: str) -> Iterator[str]:
     """Launched early, each waits for those before it: see follow() in platform.cuh."""
-    if architecture != "sm_80" and re.match(FOLLOWERS, kernel.name):
+    if architecture != "sm_80" and not re.fullmatch(FIRST, kernel.name):
         yield from at_least(kernel, 1, "waits for the kernel before", "ACQBULK")
         yield from at_least(kernel, 1, "leaves for the kernel behind", "PREEXIT")
 
