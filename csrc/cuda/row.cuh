@@ -11,18 +11,21 @@ constexpr int kRowThreads = kLanes < 128 ? 128 : kLanes;
 
 // kVec<T> elements of a row from a column on, zeros where the row has ended. If rows do not begin at 16 bytes, or are
 // no multiple of them, the elements lie kStep apart: with as many threads side by side, all of them together have all.
-template <int kStep = 1, class T, class Index>
+// A step of 1 is for aligned ones only.
+template <int kStep, class T, class Index>
 __device__ Pack<T> load_row(const T* row, Index column, Index end, bool aligned) {
-  if (!aligned) return Pack<T>::template gather<kStep>(row + column, end - column);
+  if constexpr (kStep > 1) {
+    if (!aligned) return Pack<T>::template gather<kStep>(row + column, end - column);
+  }
   return column < end ? Pack<T>::load(row + column) : Pack<T>{};
 }
 
-template <int kStep = 1, class T, class Index>
+template <int kStep, class T, class Index>
 __device__ void store_row(T* row, Index column, Index end, bool aligned, const Compute<T> (&v)[kVec<T>]) {
-  if (!aligned)
-    scatter<kStep>(row + column, v, end - column);
-  else if (column < end)
-    store_vector(row + column, v);
+  if constexpr (kStep > 1) {
+    if (!aligned) return scatter<kStep>(row + column, v, end - column);
+  }
+  if (column < end) store_vector(row + column, v);
 }
 
 // kSize elements of weight or bias like those of a row, `otherwise` where there is none.

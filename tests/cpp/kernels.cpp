@@ -24,15 +24,12 @@ constexpr double kEps = 1e-5;
 
 struct DTypes {
   DType data, param;
-  bool large;
   const char* name;
 };
-constexpr DTypes kDTypes[] = {{DType::float64, DType::float64, true, "float64"},
-                              {DType::float32, DType::float32, true, "float32"},
-                              {DType::bfloat16, DType::bfloat16, false, "bfloat16"},
-                              {DType::bfloat16, DType::float32, true, "bfloat16, float32 parameters"},
-                              {DType::float16, DType::float16, false, "float16"},
-                              {DType::float16, DType::float32, true, "float16, float32 parameters"}};
+constexpr DTypes kDTypes[] = {
+    {DType::float64, DType::float64, "float64"},    {DType::float32, DType::float32, "float32"},
+    {DType::bfloat16, DType::bfloat16, "bfloat16"}, {DType::bfloat16, DType::float32, "bfloat16, float32 parameters"},
+    {DType::float16, DType::float16, "float16"},    {DType::float16, DType::float32, "float16, float32 parameters"}};
 
 // ------------------------------------------------------------------------------------------------ running and checking
 std::string only;     // settings with this in their name; all of them if empty
@@ -230,9 +227,9 @@ void test_layer_norm_forward(int64_t rows, int64_t columns, const DTypes& t, dou
 }
 
 void test_layer_norm(const LayerNormShape& shape) {
-  const auto [rows, columns] = shape;
+  const int64_t rows = shape.rows, columns = shape.columns;
   const Axes axes{rows * columns, rows, columns, columns, 1};
-  for_entries(kDTypes, axes.elements, [&, rows = rows, columns = columns](const DTypes& t) {
+  for (const DTypes& t : kDTypes) {
     test_layer_norm_forward(rows, columns, t, 1);
     std::ostringstream what;
     what << rows << " rows of " << columns << " " << t.name;
@@ -242,7 +239,7 @@ void test_layer_norm(const LayerNormShape& shape) {
                     return LayerNormBackward{grad_output, input,     mean, rstd,    weight, grad_input,
                                              grad_weight, grad_bias, rows, columns, t.data, t.param};
                   });
-  });
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ BatchNorm
@@ -270,7 +267,7 @@ void test_batch_norm_forward(const BatchNormShape& shape, const DTypes& t, bool 
 
 void test_batch_norm(const BatchNormShape& shape) {
   const Axes axes = axes_of(shape);
-  for_entries(kDTypes, axes.elements, [&](const DTypes& t) {
+  for (const DTypes& t : kDTypes) {
     for (const bool training : {true, false}) {
       if (!training && axes.elements >= kLarge) continue;  // it is training without its sums
       test_batch_norm_forward(shape, t, training, 1);
@@ -281,7 +278,7 @@ void test_batch_norm(const BatchNormShape& shape) {
                                                grad_weight, grad_bias, shape, training, t.data, t.param};
                     });
     }
-  });
+  }
 }
 
 // Values whose squares a kernel cannot add up as they are, and none but zeros.

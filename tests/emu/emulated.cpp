@@ -13,13 +13,14 @@ struct Schedule {
 constexpr Schedule kSchedules[] = {
     {emu::Order::forward, "forward"}, {emu::Order::backward, "backward"}, {emu::Order::random, "random"}};
 
-// Few SMs, so that few rows make blocks go round more than once. 48 KB of shared memory are the least that a GPU gives.
+// Few SMs, so that few rows make blocks go round more than once; and more, so that there are many blocks' sums to add.
+// 48 KB of shared memory are the least that a GPU gives.
 struct NamedDevice {
   emu::Device device;
   const char* name;
 };
 const NamedDevice kDevices[] = {{{.sm_count = 2, .max_shared_bytes = 227 << 10, .has_clusters = true}, "clusters"},
-                                {{.sm_count = 3, .max_shared_bytes = 48 << 10, .has_clusters = false}, "no clusters"}};
+                                {{.sm_count = 24, .max_shared_bytes = 48 << 10, .has_clusters = false}, "no clusters"}};
 
 // Large cases: forward on both devices, the other schedules on one.
 std::vector<Setting> make_settings(bool large) {
@@ -62,13 +63,14 @@ std::vector<LayerNormShape> layer_norm_shapes() {
     for (const int64_t rows : {1, 3, 33}) shapes.push_back({rows, columns});
   }
   // From there on each number of lanes and vectors, for each size of element: at its limit and one beyond.
-  for (const int64_t columns : {129, 256, 257, 511, 512, 513, 1024, 1025, 2047, 2048}) shapes.push_back({3, columns});
-  for (const int64_t columns : {2049, 4096, 4097, 8192, 8193, 16384, 16385}) shapes.push_back({2, columns});
+  for (const int64_t columns : {129, 192, 256, 257, 511, 512, 513, 768, 1024, 1025, 2047, 2048})
+    shapes.push_back({3, columns});
+  for (const int64_t columns : {2049, 3072, 4096, 4097, 8192, 8193, 16384, 16385}) shapes.push_back({2, columns});
   // Clusters of two backward where there are any, and rows that fit nowhere.
   for (const int64_t columns : {32768, 32769, 40000, 65536, 65600, 131073}) shapes.push_back({1, columns});
-  // Blocks that go round several times, and lines of partial sums beyond those that one thread adds up.
+  // Blocks that go round several times, and more lines of partial sums than are added up at once.
   // Two rows to a block, no row fetched ahead, rows of any alignment.
-  shapes.insert(shapes.end(), {{200, 24}, {700, 8}, {40, 300}, {5, 9000}, {41, 1536}, {7, 16384}, {61, 1031}});
+  shapes.insert(shapes.end(), {{200, 24}, {4000, 8}, {40, 300}, {5, 9000}, {41, 1536}, {7, 16384}, {61, 1031}});
   return shapes;
 }
 
@@ -81,7 +83,7 @@ constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
     {2, 520, 1}, {1500, 3, 1}, {1500, 8, 1}, {600, 17, 1},
     // planes: no multiple of a vector, one vector, several; small blocks, large ones, clusters, and beyond
     {2, 3, 2}, {3, 3, 7}, {2, 3, 8}, {5, 2, 49}, {3, 2, 64}, {2, 9, 16}, {7, 3, 100}, {2, 1, 1024}, {2, 1, 1030},
-    {3, 2, 3000}, {2, 3, 2048}, {2, 2, 8192}, {1, 1, 8193}, {2, 1, 20001}, {2, 3, 9000}, {3, 1, 65536}, {1, 2, 130000},
+    {3, 2, 3000}, {2, 3, 2048}, {2, 2, 8192}, {1, 1, 8193}, {2, 1, 8192}, {2, 1, 20001}, {2, 3, 9000}, {3, 1, 65536}, {1, 2, 130000},
     // planes that are no multiple of a vector in samples that are, and many of them: shorter than what a block has across
     // of a row, longer, beyond what is mapped so for its shortness
     {64, 16, 49}, {33, 8, 300}, {32, 8, 301}, {17, 8, 1031}};
