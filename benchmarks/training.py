@@ -1,4 +1,4 @@
-"""Trains a ResNet-50 with normext's BatchNorm and one with torch's: the same losses, and what a step takes.
+"""Trains a ResNet-50 with normext's BatchNorm and one with torch's: both losses, and what a step takes.
 
     python -m benchmarks.training
 
