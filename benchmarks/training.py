@@ -1,6 +1,6 @@
 """Trains a ResNet-50 with normext's BatchNorm and one with torch's: both losses, and what a step takes.
 
-    python -m benchmarks.training
+    python -m benchmarks.training  # on a machine with a GPU
 
 Images are noise around a pattern of their class, so there is something to learn. Both networks start from the same
 weights, see the same batches and share all but their norms: in eager mode, under torch.compile, and as a CUDA graph.
@@ -131,6 +131,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("training needs a CUDA GPU, and torch finds none")
     torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
     images, classes = batches(arguments.steps, arguments.batch)
     images = images.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, images.shape[:2])

@@ -256,4 +256,5 @@ def test_autocast_gives_the_dtype_that_torch_gives(
         output.sum().backward()
         results.append((output, module.weight.grad, module.bias.grad))
     for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=6e-2)  # what torch is off by, where zero is right
+        # Where zero is right, torch's own gradient of bfloat16 is off by 0.04 on a GPU.
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=6e-2 if device == "cuda" else 2e-2)
