@@ -4,8 +4,9 @@
 
 #include "batch_norm.cuh"
 #include "batch_norm_onchip.cuh"
-#include "columns.cuh"
 #include "launch.cuh"
+#include "map_columns.cuh"
+#include "sum_columns.cuh"
 
 namespace normext::cuda {
 
