@@ -292,7 +292,7 @@ def expected_shuffles(shape: Shape) -> int:
             values += 1  # a pass before, for the mean alone
         return values * 2 * (int(math.log2(shape.threads)) + (3 if shape.cluster else 0))
     if shape.name == "sum_columns_kernel":
-        return shape.sums * 2 * 5  # over the columns of a channel
+        return shape.sums * 2 * 5 if shape.access > 1 else 0  # over the columns of a channel; a single one is all of it
     if shape.name.startswith("finish_"):
         return (3 if "backward" in shape.name else 2) * 2 * 5
     return 0
