@@ -47,16 +47,7 @@ __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (done + t >= place.rows) continue;
-      A wide[Map::kInputs][kSize], out[kSize];
-      inputs.widen(tile[t], 0, wide);
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        A x[Map::kInputs];
-#pragma unroll
-        for (int j = 0; j < Map::kInputs; ++j) x[j] = wide[j][i];
-        out[i] = Map::apply(x, k[i]);
-      }
-      store_vector(output + at + t * place.step, out);
+      map_vector<T, Map, kSize>(tile[t], output + at + t * place.step, [&](int i) -> const auto& { return k[i]; });
     }
     fetch(done + kTile);
   }

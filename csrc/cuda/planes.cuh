@@ -147,6 +147,20 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
   }
 }
 
+// output = Map(in, k(i)), for element i of a vector of each input.
+template <class T, class Map, int kSize, class K>
+__device__ void map_vector(const Vector<T, kSize> (&in)[Map::kInputs], T* output, const K& k) {
+  Compute<T> out[kSize];
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    Compute<T> x[Map::kInputs];
+#pragma unroll
+    for (int j = 0; j < Map::kInputs; ++j) x[j] = in[j][i];
+    out[i] = Map::apply(x, k(i));
+  }
+  store_vector(output, out);
+}
+
 // output = Map(inputs, k), with a channel's coefficients k. The last slices come first: the sums have just read them.
 template <class T, class Map, int kSize, class Coefficients>
 __global__ void __launch_bounds__(kPlaneThreads, 2)
@@ -173,16 +187,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (t >= count) continue;
-      A wide[Map::kInputs][kSize], out[kSize];
-      inputs.widen(tile[t], 0, wide);
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        A x[Map::kInputs];
-#pragma unroll
-        for (int j = 0; j < Map::kInputs; ++j) x[j] = wide[j][i];
-        out[i] = Map::apply(x, k);
-      }
-      store_vector(output + offsets[t], out);
+      map_vector<T, Map, kSize>(tile[t], output + offsets[t], [&](int) -> const auto& { return k; });
     }
   }
 }

@@ -126,21 +126,16 @@ constexpr Affine kAffine[] = {{true, true, true, "weight and bias"},
 
 int64_t cases = 0;
 
-// Calls f(entry) for the entries of one of the tables that a case of that many elements gets.
-template <class Table, class F>
-void for_entries(const Table& table, int64_t elements, const F& f) {
-  for (const auto& entry : table)
-    if (elements < kLarge || entry.large) f(entry);
-}
-
-// The same with the arrays of a case: large cases get both alignments, the others one, in turn.
+// Calls f(entry, arrays) for the entries of a table that a case of that many elements gets: large cases with both
+// alignments, the others with one, in turn.
 template <class Table, class F>
 void for_arrays(const Table& table, int64_t elements, const F& f) {
-  for_entries(table, elements, [&](const auto& entry) {
+  for (const auto& entry : table) {
+    if (elements >= kLarge && !entry.large) continue;
     if (elements >= kLarge) f(entry, Arrays(cases, cases % 2 == 0));
     f(entry, Arrays(cases, cases % 2 == 1));
     ++cases;
-  });
+  }
 }
 
 // Either norm's forward: `make` puts the arrays into the op, `training` says that the statistics are the input's, which
