@@ -56,7 +56,7 @@ def _last_dimension(function: Callable[[Tensor, Tensor, Tensor, float], Tensor])
 
     def layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         if len(normalized_shape) > 1:
-            raise NotImplementedError("normalizes over the last dimension only")
+            raise ValueError("normalizes over the last dimension only")
         return function(input, weight, bias, eps)
 
     return {"layer_norm": layer_norm}
@@ -112,7 +112,7 @@ def _onnxruntime() -> dict[str, Norm]:
 
     def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         if x.dtype != torch.float32:
-            raise NotImplementedError("float32 only")
+            raise TypeError("float32 only")
         output = torch.empty_like(x)
         binding = session(eps).io_binding()
         for name, tensor in {"x": x, "weight": weight, "bias": bias}.items():
