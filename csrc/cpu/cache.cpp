@@ -1,16 +1,20 @@
 #include "cache.h"
 
-#include <fstream>
+#include <cstdio>
 #include <string>
 
 namespace normext::cpu {
 
 // Linux says what the core at hand can reach; the C library's sysconf() adds up a whole package.
 static int64_t read_cache(const char* level, int64_t otherwise) {
-  int64_t kilobytes = 0;
+  const std::string path = std::string("/sys/devices/system/cpu/cpu0/cache/index") + level + "/size";
+  std::FILE* const file = std::fopen(path.c_str(), "r");
+  if (!file) return otherwise;
+  long long kilobytes = 0;
   char unit = 0;
-  std::ifstream(std::string("/sys/devices/system/cpu/cpu0/cache/index") + level + "/size") >> kilobytes >> unit;
-  return kilobytes > 0 && unit == 'K' ? kilobytes * 1024 : otherwise;
+  const int read = std::fscanf(file, "%lld%c", &kilobytes, &unit);
+  std::fclose(file);
+  return read == 2 && kilobytes > 0 && unit == 'K' ? kilobytes * 1024 : otherwise;
 }
 
 // A larger last level is made of the slices of dozens of cores, and no faster than memory to a few of them: 58 and 57
