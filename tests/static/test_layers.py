@@ -29,6 +29,12 @@ def test_kernels_know_nothing_of_torch() -> None:
     assert not found(r"include.*(torch|ATen|c10)/", sources("csrc/ops", "csrc/cpu", "csrc/cuda"))
 
 
+def test_kernels_use_no_cxx_stream() -> None:
+    """A stream needs the process's locales and facets, which a module with a libstdc++ of its own does not share."""
+    streams = r"#\s*include\s*<(ios|iosfwd|iomanip|locale|print|streambuf|\w*stream)>"
+    assert not found(streams, sources("csrc/ops", "csrc/cpu", "csrc/cuda"))
+
+
 def test_cuda_kernels_are_launched_by_the_platform_header() -> None:
     """Anything else the emulator would not see."""
     kernels = [path for path in sources("csrc/cuda") if path.name != "platform.cuh"]
@@ -42,6 +48,7 @@ def test_cuda_kernels_add_in_a_fixed_order() -> None:
 
 def test_the_build_is_portable_and_exact() -> None:
     build = [ROOT / name for name in ("CMakeLists.txt", "setup.py", "pyproject.toml", "Makefile")]
+    build += sources("building")
     assert not found(r"-march=native|-mtune=native|-ffast-math|-Ofast|-use_fast_math", build, comment="#")
 
 
