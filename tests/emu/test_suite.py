@@ -9,11 +9,13 @@ import pytest
 import torch
 from toolkit import PACKAGES, cuda_include
 
+from building.toolchain import build_folder
+
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}"  # setup.py's
+FOLDER = build_folder(torch.__version__)  # setup.py's
 
 # What is about other builds of the kernels, or about no kernels at all.
-ELSEWHERE = ["tests/cpp", "tests/emu", "tests/static", "tests/test_build.py"]
+ELSEWHERE = ["tests/cpp", "tests/emu", "tests/static", "tests/test_build.py", "tests/test_link.py"]
 
 
 @pytest.mark.skipif(not cuda_include(), reason=f"no CUDA headers found: pip install {PACKAGES}")

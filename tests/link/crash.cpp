@@ -1,0 +1,4 @@
+#include <cstdlib>
+
+// What is not right may not even load.
+static const bool crashed = (std::abort(), true);
