@@ -39,14 +39,16 @@ gpu-test: gpu-develop
 # Several processes share the GPU, where pytest-xdist is installed.
 PARALLEL = $$($(RUN) python3 -c "import xdist; print('-n 8')" 2>/dev/null)
 
+gpu-develop: export FORCE_CUDA = 1
 gpu-develop: $(READY)
-	capability=$$($(RUN) python3 -c "import torch; print(*torch.cuda.get_device_capability(), sep='.')") && \
-	  $(RUN) FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$$capability \
-	  python3 -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(RUN) python3 -c "import torch; torch.cuda.get_device_capability()"  # no GPU is an error, before all the work
+	$(MAKE) develop
 
-# An editable build: Python files as they are in the tree, the extension rebuilt from what changed.
+# An editable build: Python files as they are in the tree, the extension rebuilt from what changed. It is built first,
+# where the compilers' progress is seen: pip shows none. (PYTHONWARNINGS: setuptools has advice on editable installs.)
 develop: $(READY)
-	$(RUN) python3 -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(RUN) python3 setup.py --quiet build_ext --inplace
+	$(RUN) PYTHONWARNINGS=ignore python3 -m pip install --quiet --no-build-isolation --no-deps --editable .
 
 ifneq ($(VENV),)
 $(READY): pyproject.toml
