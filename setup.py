@@ -30,29 +30,35 @@ from building.cuda import cuda_architectures, find_nvcc
 from building.install import install
 from building.toolchain import build_folder, find_compiler, find_tool
 
+CPU_MINUTES, CUDA_MINUTES = 9, 5
+
+
+def torch_version() -> tuple[str, str | None]:
+    """The version of the torch to build with, and of its CUDA."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no numpy, which a build does not need
+            import torch
+    except ImportError:
+        fail(
+            "building needs the PyTorch it will run with: install torch first (pip install torch), then run "
+            "pip install --no-build-isolation ."
+        )
+    return torch.__version__, torch.version.cuda
+
 
 class CMakeBuild(build_ext):
     """Builds the one extension module, normext._C, with CMake and ninja."""
 
     def build_extension(self, ext: Extension) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that there is no numpy, which a build does not need
-                import torch
-        except ImportError:
-            fail(
-                "building needs the PyTorch it will run with: install torch first (pip install torch), then run "
-                "pip install --no-build-isolation ."
-            )
+        version, cuda = torch_version()
         cmake, ninja, compiler = find_tool("cmake"), find_tool("ninja"), find_compiler()
-        architectures, folder = cuda_architectures(torch.version.cuda), build_folder(torch.__version__)
+        architectures, folder = cuda_architectures(cuda), build_folder(version)
         jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
-        minutes = expected_minutes(architectures, jobs)
-        print(
-            f"normext: building in {folder.relative_to(ROOT)}, {jobs} compilers at a time: "
-            + ("only what has changed" if (folder / "build.ninja").exists() else f"about {minutes} minutes"),
-            flush=True,
-        )
+        is_new = not (folder / "build.ninja").exists()
+        work = f"about {expected_minutes(architectures, jobs)} minutes" if is_new else "what has changed"
+        print(f"normext: building in {folder.relative_to(ROOT)}, {jobs} files at a time: {work}", flush=True)
+
         environment = {"NINJA_STATUS": "[%f/%t, %es] ", **os.environ, "CXX": shlex.join(compiler)}
         configure = [
             cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja",
@@ -76,15 +82,16 @@ class CMakeBuild(build_ext):
 
 
 def expected_minutes(architectures: str, jobs: int) -> int:
-    """How long a first build takes, from what it took on one processor core."""
-    minutes = 9 + 5 * len(architectures.split(",")) * bool(architectures)
-    return max(1, round(minutes / jobs))
+    """How long a first build takes: on one core of a server CPU_MINUTES, and CUDA_MINUTES for each architecture."""
+    count = len(architectures.split(",")) if architectures else 0
+    return max(1, round((CPU_MINUTES + CUDA_MINUTES * count) / jobs))
 
 
 def first_error(messages: str) -> str:
     """The sentence in CMake's first error, where it is one."""
     match = re.search(r"^CMake Error.*:\n((?:\n|  .*\n)+)", messages, re.MULTILINE)
-    return " ".join(match[1].split()) if match else "the build failed; CMake's own messages stand above"
+    sentence = " ".join(match[1].split()) if match else ""
+    return sentence if 0 < len(sentence) < 300 else "the build failed; CMake's own messages stand above"
 
 
 if __name__ == "__main__":

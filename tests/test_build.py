@@ -184,7 +184,9 @@ def test_the_readmes_lines_work_in_their_order(tmp_path: Path) -> None:
         return result.stdout
 
     before = Path(_C.__file__).stat().st_ino
-    python("-m", "pip", *install, "--no-deps", "--target", str(tmp_path))
+    said = python("-m", "pip", *install, "-v", "--no-deps", "--target", str(tmp_path))
+    assert re.search(r"normext: building in build/\S+, \d+ files at a time: what has changed\n", said)
+    assert f"normext: torch {torch.__version__}, g++" in said
     assert Path(_C.__file__).stat().st_ino != before, "the tree, where the next line finds its package, has it too"
     assert f"built with {torch.__version__}" in python(*look)
     assert f"built with {torch.__version__}" in python(*look, cwd=tmp_path.parent, PYTHONPATH=str(tmp_path))
