@@ -339,6 +339,8 @@ void update_stats_versions(const Tensor& running_mean, const Tensor& running_var
 
 Tensor composite(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                  const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps) {
+  if (input.is_mkldnn())  // opaque to anybody but oneDNN, which torch hands it to
+    return at::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, false);
   const auto [output, mean, rstd, var] = call_forward(input, running_mean, running_var, weight, bias, training, eps);
   if (training && running_mean && input.sym_numel() != 0)
     call_update_stats(*running_mean, *running_var, mean, var, input.sym_numel() / input.sym_size(1), momentum);

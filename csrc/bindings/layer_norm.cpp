@@ -252,6 +252,8 @@ Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, c10:
 
 Tensor composite(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
                  const MaybeTensor& bias, double eps) {
+  if (input.is_mkldnn())  // opaque to anybody but torch
+    return at::layer_norm_symint(input, normalized_shape, weight, bias, eps, false);
   return std::get<0>(call_forward(input, normalized_shape, weight, bias, eps));
 }
 

@@ -1,0 +1,150 @@
+"""Tensors that are not dense: nested ones, and oneDNN's."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from inputs import leaves, parameters, running, values
+from torch import Tensor, nn
+
+import normext
+
+layouts = pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=["strided", "jagged"])
+
+
+def nested(layout: torch.layout, *lengths: int, inner: tuple[int, ...] = (5,)) -> Tensor:
+    """A nested tensor of rows of ``inner``, that requires gradients."""
+    return torch.nested.nested_tensor([values(n, *inner) for n in lengths], layout=layout, requires_grad=True)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The elements of a nested tensor, in order."""
+    return torch.cat([t.flatten() for t in tensor.unbind()])
+
+
+def error(function: Callable, *arguments: object) -> tuple[type, str]:
+    """What a call raises."""
+    with pytest.raises(Exception) as raised:
+        function(*arguments)
+    return raised.type, str(raised.value)
+
+
+@layouts
+@pytest.mark.parametrize(
+    ("inner", "normalized_shape"), [((5,), [5]), ((4, 5), [5]), ((4, 5), [4, 5])], ids=["5", "4x5 over 5", "4x5"]
+)
+def test_nested_layer_norm(layout: torch.layout, inner: tuple[int, ...], normalized_shape: list[int]) -> None:
+    x, affine = nested(layout, 2, 7, 3, inner=inner), leaves(*parameters((True, True), *normalized_shape))
+    results = []
+    for library in (normext, nn.functional):
+        output = library.layer_norm(x, normalized_shape, *affine, eps=1e-3)
+        assert output.is_nested and output.layout is layout
+        gradients = torch.autograd.grad(flat(output).sin().sum(), [x, *affine])
+        results.append([flat(output), flat(gradients[0]), *gradients[1:]])
+    torch.testing.assert_close(*results)
+
+
+@layouts
+def test_nested_layer_norm_without_gradients(layout: torch.layout) -> None:
+    module, x = normext.LayerNorm(5), nested(layout, 2, 7)
+    for guard in (torch.no_grad, torch.inference_mode):
+        with guard():
+            torch.testing.assert_close(flat(module(x)).view(-1, 5), module(flat(x).view(-1, 5)))
+
+
+@layouts
+def test_nested_layer_norm_without_parameters(layout: torch.layout) -> None:
+    x = nested(layout, 2, 7)
+    output = normext.layer_norm(x, [5])
+    torch.testing.assert_close(flat(output).view(-1, 5), normext.layer_norm(flat(x).view(-1, 5), [5]))
+
+
+def test_jagged_keeps_its_structure() -> None:
+    x = nested(torch.jagged, 2, 7, inner=(4, 5))
+    output = normext.layer_norm(x, [5])
+    assert output.shape == x.shape  # the same ragged dimension: the two add up
+    torch.testing.assert_close(flat(x + output), flat(x) + flat(output))
+    torch.testing.assert_close(flat(normext.layer_norm(x.transpose(1, 2), [5]).transpose(1, 2)), flat(output))
+    holes = torch.nested.narrow(values(2, 6, 5), 1, torch.tensor([0, 2]), torch.tensor([3, 4]), layout=torch.jagged)
+    for row, expected in zip(normext.layer_norm(holes, [5]).unbind(), holes.unbind(), strict=True):
+        torch.testing.assert_close(row, normext.layer_norm(expected, [5]))
+
+
+def test_jagged_compiled() -> None:
+    torch.compiler.reset()
+    module = normext.LayerNorm(5)
+    compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
+    for lengths in ((2, 7), (3, 1, 4)):
+        x = nested(torch.jagged, *lengths)
+        outputs = compiled(x), module(x)
+        torch.testing.assert_close(outputs[0].values(), outputs[1].values())
+        gradients = [torch.autograd.grad(output.values().sin().sum(), x)[0] for output in outputs]
+        torch.testing.assert_close(gradients[0].values(), gradients[1].values())
+
+
+@pytest.mark.parametrize("normalized_shape", [[4], [3, 5], [2, 3, 5], []], ids=str)
+def test_jagged_errors_are_torchs(normalized_shape: list[int]) -> None:
+    x = nested(torch.jagged, 2, 3)
+    theirs = error(nn.functional.layer_norm, x, normalized_shape)
+    assert error(normext.layer_norm, x, normalized_shape)[0] is theirs[0]
+
+
+def test_layer_norm_over_the_ragged_dimension() -> None:
+    x = nested(torch.jagged, 2, 3)
+    ours, theirs = (library.layer_norm(x, x.shape[1:]) for library in (normext, nn.functional))
+    torch.testing.assert_close(ours.values(), theirs.values())
+
+
+@layouts
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_of_nested_tensors_is_torchs_error(layout: torch.layout, training: bool) -> None:
+    x, statistics = nested(layout, 2, 3), running(5)
+    assert error(normext.batch_norm, x, *statistics, None, None, training) == error(
+        nn.functional.batch_norm, x, *statistics, None, None, training
+    )
+
+
+# oneDNN's layout
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (4, 3, 5, 2, 2)], ids=["2d", "3d"])
+def test_mkldnn_batch_norm(shape: tuple[int, ...], inference: bool) -> None:
+    x, statistics, affine = values(*shape), running(3), parameters((True, True), 3)
+    with torch.inference_mode(inference):
+        output = normext.batch_norm(x.to_mkldnn(), *statistics, *affine)
+        assert output.layout is torch._mkldnn
+        torch.testing.assert_close(output.to_dense(), normext.batch_norm(x, *statistics, *affine))
+        packed = [t.to_mkldnn() for t in (x, *statistics, *affine)]
+        torch.testing.assert_close(normext.batch_norm(*packed).to_dense(), output.to_dense())
+
+
+def test_mkldnn_models() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), normext.BatchNorm2d(4), nn.ReLU()).eval()
+    x = values(2, 3, 6, 6)
+    torch.testing.assert_close(torch.utils.mkldnn.to_mkldnn(copy.deepcopy(model))(x.to_mkldnn()).to_dense(), model(x))
+    packed = copy.deepcopy(model)
+    packed[0] = torch.utils.mkldnn.to_mkldnn(packed[0])
+    torch.testing.assert_close(packed(x.to_mkldnn()).to_dense(), model(x))
+
+
+def test_mkldnn_training_is_torchs() -> None:
+    x, grad_output = values(4, 3, 5, 6), values(4, 3, 5, 6)
+    results = []
+    for library in (normext, nn.functional):
+        torch.manual_seed(0)
+        leaf, statistics = x.clone().requires_grad_(), running(3)
+        output = library.batch_norm(leaf.to_mkldnn(), *statistics, *parameters((True, True), 3), training=True)
+        output.to_dense().backward(grad_output)
+        results.append((output.to_dense(), leaf.grad, *statistics))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5)], ids=["1d", "1d of rows"])
+def test_mkldnn_errors_are_torchs(shape: tuple[int, ...]) -> None:
+    x, weight = values(*shape).to_mkldnn(), torch.ones(shape[-1])
+    arguments = x, *running(3), *parameters((True, True), 3)
+    assert error(normext.batch_norm, *arguments) == error(nn.functional.batch_norm, *arguments)
+    arguments = x, weight.shape, weight, weight
+    assert error(normext.layer_norm, *arguments) == error(nn.functional.layer_norm, *arguments)
