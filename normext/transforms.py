@@ -12,17 +12,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_dynamic_layer_stack_depth
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from normext import running
 
 ops = torch.ops.normext
 
 
 def active() -> bool:
     """Whether a torch.func transform or a forward-mode AD level is in force."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0
 
 
-Normalized = tuple[Tensor, Tensor, Tensor]  # x̂, mean and rstd; the statistics carry no derivative
+def _functionalizing() -> bool:
+    """Whether torch.func.functionalize is among the transforms in force."""
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    return any(transform.key() == torch._C._functorch.TransformType.Functionalize for transform in transforms)
+
+
+Normalized = tuple[Tensor, ...]  # x̂, mean and rstd, and the variance of channels; only x̂ carries a derivative
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class ChannelStatistics:
 
     def forward(self, input: Tensor) -> Normalized:
         """Normalizes ``[N, C, *]``."""
-        return ops.batch_norm_forward(input, None, None, None, None, True, self.eps)[:3]
+        return ops.batch_norm_forward(input, None, None, None, None, True, self.eps)
 
     def jacobian(self, v: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """``J(input) v``."""
@@ -106,8 +116,9 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Statistics], output: Normalized) -> None:
         x, ctx.statistics = inputs
-        _, mean, rstd = output
-        ctx.mark_non_differentiable(mean, rstd)
+        _, mean, rstd, *_ = output
+        ctx.statistics_tangents = [None] * len(output[1:])
+        ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(x, mean, rstd)
         ctx.save_for_forward(x, mean, rstd)
 
@@ -116,14 +127,14 @@ class _Normalize(torch.autograd.Function):
         return _Jacobian.apply(grad_output, *ctx.saved_tensors, ctx.statistics), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None, None]:
-        return _Jacobian.apply(tangent, *ctx.saved_tensors, ctx.statistics), None, None
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        return _Jacobian.apply(tangent, *ctx.saved_tensors, ctx.statistics), *ctx.statistics_tangents
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, statistics: Statistics) -> tuple[Any, Any]:
         (folded,) = _fold(statistics, info.batch_size, in_dims[:1], [x])
         outputs = _Normalize.apply(folded, statistics)
-        return tuple(statistics.unfold(t, info.batch_size) for t in outputs), (0, 0, 0)
+        return tuple(statistics.unfold(t, info.batch_size) for t in outputs), (0,) * len(outputs)
 
 
 class _Jacobian(torch.autograd.Function):
@@ -168,6 +179,17 @@ class _Jacobian(torch.autograd.Function):
         return statistics.unfold(_Jacobian.apply(*folded, statistics), info.batch_size), 0
 
 
+def _normalize(x: Tensor, statistics: Statistics) -> Normalized:
+    """x̂(x) and its statistics; in torch's operators where compilers and functionalize refuse autograd functions."""
+    if not (is_compiling() or _functionalizing()):
+        return _Normalize.apply(x, statistics)
+    dim = statistics.dim(x)
+    mean = x.mean(dim, keepdim=True)
+    var = (x - mean).square().mean(dim, keepdim=True)
+    rstd = (var + statistics.eps).rsqrt()
+    return (x - mean) * rstd, *(statistic.detach().flatten() for statistic in (mean, rstd, var))
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """Half types are computed in float32 throughout, and rounded once, at the end."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
@@ -186,7 +208,7 @@ def layer_norm(
 ) -> Tensor:
     """:func:`normext.layer_norm`, transformable."""
     statistics = LayerStatistics(tuple(normalized_shape), eps)
-    normalized = _Normalize.apply(_wide(input), statistics)[0]
+    normalized = _normalize(_wide(input), statistics)[0]
     return _affine(normalized, weight, bias, input.dtype)
 
 
@@ -209,9 +231,10 @@ def batch_norm(
         rstd = torch.rsqrt(_wide(running_var) + eps)
         normalized = (x - running_mean.view(channel_shape)) * rstd.view(channel_shape)
     else:
-        normalized = _Normalize.apply(x, ChannelStatistics(eps))[0]
+        normalized, mean, _, var = _normalize(x, ChannelStatistics(eps))
         if running_mean is not None and running_var is not None:
-            _, mean, _, var = ops.batch_norm_forward(x.detach(), None, None, None, None, True, eps)
-            ops.batch_norm_update_stats(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+            composed = not is_compiling() and _functionalizing()
+            update = running.composed_update if composed else ops.batch_norm_update_stats
+            update(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     weight, bias = (None if p is None else p.view(channel_shape) for p in (weight, bias))
     return _affine(normalized, weight, bias, input.dtype)

@@ -1,6 +1,10 @@
 """Derivatives of every kind and order, for every combination of norm, mode and parameters."""
 
+import copy
 from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any
 
 import pytest
 import reference
@@ -133,6 +137,37 @@ def test_vmap_of_running_statistics(device: str) -> None:
     torch.testing.assert_close(together, one_by_one)
 
 
+def test_vmap_updates_running_statistics(device: str) -> None:
+    # At two levels, and whatever dimension is mapped: torch itself leaves the mean, not contiguous here, as it is.
+    x = values(2, 6, 3, 4, 5, device=device)
+    statistics = values(3, 4, 2, device=device), values(2, 3, 4, device=device).square()
+    mean, var = (t.clone() for t in statistics)
+    step = partial(normext.batch_norm, training=True, momentum=0.3)
+    together = func.vmap(func.vmap(step, (1, 0, 0), 1), (0, 2, 0))(x, *statistics)
+    for i, j in product(range(2), range(3)):
+        torch.testing.assert_close(together[i, :, j], step(x[i, :, j], mean[j, :, i], var[i, j]))
+    torch.testing.assert_close(statistics, (mean, var))
+
+
+@pytest.mark.parametrize("transform", ["vmap", "vmap of grad", "vmap of vmap", "grad of vmap"])
+def test_vmap_does_not_update_shared_running_statistics(device: str, transform: str) -> None:
+    def norm(library: Any, x: Tensor) -> Tensor:
+        return library.batch_norm(x, *statistics, training=True).sum()
+
+    apply = {
+        "vmap": func.vmap,
+        "vmap of grad": lambda f: func.vmap(func.grad(f)),
+        "vmap of vmap": lambda f: lambda x: func.vmap(func.vmap(f))(x.unsqueeze(0)),
+        "grad of vmap": lambda f: func.grad(lambda x: func.vmap(f)(x).sum()),
+    }[transform]
+    messages, statistics = [], running(3, device=device)
+    for library in (normext, torch.nn.functional):
+        with pytest.raises(RuntimeError, match="were not batched") as raised:
+            apply(partial(norm, library))(values(2, 4, 3, device=device))
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
 def test_grad_updates_running_statistics(device: str) -> None:
     x = values(4, 3, 5, device=device)
     stats, expected = running(3, device=device), running(3, device=device)
@@ -141,6 +176,41 @@ def test_grad_updates_running_statistics(device: str) -> None:
     func.grad(lambda y: normext.batch_norm(y, *stats, training=True).sin().sum())(x)
     normext.batch_norm(x, *expected, training=True)
     torch.testing.assert_close(stats, expected)
+
+
+FUNCTIONALIZED = {
+    "functionalize": lambda f: func.functionalize(f),
+    "grad": lambda f: func.functionalize(lambda *x: func.grad(loss(f), numbers(x))(*x)),
+    "vjp of": lambda f: lambda *x: func.grad(loss(func.functionalize(f)), numbers(x))(*x),
+    "jvp": lambda f: func.functionalize(lambda *x: func.jvp(f, x, tangents(x))),
+    "vmap": lambda f: func.functionalize(lambda *x: func.vmap(f)(*batch(x))),
+    "vmap of": lambda f: lambda *x: func.vmap(func.functionalize(f))(*batch(x)),
+}
+
+
+@cases
+@pytest.mark.parametrize("transform", FUNCTIONALIZED.values(), ids=FUNCTIONALIZED.keys())
+def test_functionalize(device: str, transform: Callable, case: Case) -> None:
+    inputs = tuple(t.detach() for t in case.inputs(device))
+    torch.testing.assert_close(transform(case.ours)(*inputs), transform(case.plain)(*inputs))
+
+
+@pytest.mark.parametrize("remove", ["mutations", "mutations_and_views"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_functionalize_updates_running_statistics(device: str, dtype: torch.dtype, remove: str) -> None:
+    x = values(4, 3, 5, dtype=dtype, device=device)
+
+    def steps(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        y = normext.batch_norm(x, mean, var, training=True, momentum=0.3)
+        return normext.batch_norm(y, mean, var) + normext.batch_norm(y, mean, var, training=True)
+
+    results = []
+    for function in (steps, func.functionalize(steps, remove=remove), func.grad(lambda *a: steps(*a).sum())):
+        torch.manual_seed(0)
+        mean, var = running(3, dtype=dtype, device=device)
+        results.append([mean, var, function(x, mean, var)])
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2][:2], results[0][:2])
 
 
 def test_per_sample_gradients_of_a_module(device: str) -> None:
@@ -156,6 +226,24 @@ def test_per_sample_gradients_of_a_module(device: str) -> None:
         expected = torch.autograd.grad(output(weights, sample), list(weights.values()))
         for found, wanted in zip(per_sample.values(), expected, strict=True):
             torch.testing.assert_close(found[i], wanted)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_ensembles_train(device: str, momentum: float | None) -> None:
+    # Models of one architecture, stacked: each updates statistics of its own, as it would alone.
+    models = [torch.nn.Sequential(torch.nn.Linear(6, 5), normext.BatchNorm1d(5, momentum=momentum)) for _ in range(3)]
+    models = [model.to(device) for model in models]
+    parameters, buffers = func.stack_module_state(models)
+
+    def output(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        return func.functional_call(models[0], (parameters, buffers), x)
+
+    for _ in range(2):
+        x = torch.randn(7, 6, device=device)
+        together = func.vmap(output, (0, 0, None))(parameters, buffers, x)
+        torch.testing.assert_close(together, torch.stack([copy.deepcopy(model)(x) for model in models]))
+        alone = [dict(model.named_buffers()) for model in models if model(x) is not None]
+    torch.testing.assert_close(buffers, {name: torch.stack([b[name] for b in alone]) for name in buffers})
 
 
 # What else surrounds a backward pass
