@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from normext import functional as F
+from normext import tracing
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm"]
 
@@ -16,6 +17,10 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Takes and returns ``[*, *normalized_shape]``."""
+        if not isinstance(input, Tensor):
+            leaf = tracing.leaf(self, input)
+            if leaf is not None:
+                return leaf
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
@@ -24,13 +29,19 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Takes and returns ``[N, C, *]``."""
+        if not isinstance(input, Tensor):
+            leaf = tracing.leaf(self, input)
+            if leaf is not None:
+                return leaf
         self._check_input_dim(input)
         tracking = self.training and self.track_running_stats
-        momentum = 0.0 if self.momentum is None else self.momentum
+        momentum = 0.0
+        if self.momentum is not None:
+            momentum = self.momentum
         if tracking and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the cumulative average: batch k weighs 1 / k
-                momentum = 1.0 / float(self.num_batches_tracked)
+            if self.momentum is None:
+                return self._forward_cumulative(input)
         use_buffers = tracking or not self.training
         return F.batch_norm(
             input,
@@ -42,6 +53,17 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             momentum=momentum,
             eps=self.eps,
         )
+
+    def _forward_cumulative(self, input: Tensor) -> Tensor:
+        """Training with the cumulative average: batch k weighs 1 / k, and k stays a tensor, which compilers ask for."""
+        running_mean, running_var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        assert running_mean is not None and running_var is not None and count is not None
+        mean, var = running_mean.clone(), running_var.clone()
+        output = F.batch_norm(input, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+        weight = count.double().reciprocal().to(mean.dtype)
+        running_mean.lerp_(mean, weight)
+        running_var.lerp_(var, weight)
+        return output
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):

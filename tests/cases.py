@@ -1,9 +1,11 @@
-"""Every combination of norm, mode and parameters, beside the same norm spelled in torch's elementary operations."""
+"""Every combination of norm, mode and parameters, beside the same norm spelled in torch's elementary operations, and
+modules.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from inputs import AFFINE, affine_name, parameters, values
+from inputs import AFFINE, BATCH_NORM_TAKES_BIAS, affine_name, parameters, values
 from torch import Tensor
 
 import normext
@@ -100,3 +102,18 @@ class _PLAIN:
 
 CASES = [Case("layer_norm", affine) for affine in AFFINE]
 CASES += [Case("batch_norm", affine, training) for affine in AFFINE for training in (True, False)]
+
+# Modules, each with the shape of an input for it.
+MODULES = {
+    "LayerNorm": lambda: (normext.LayerNorm((3, 5)), [4, 3, 5]),
+    "LayerNorm without bias": lambda: (normext.LayerNorm((3, 5), bias=False), [4, 3, 5]),
+    "LayerNorm plain": lambda: (normext.LayerNorm((3, 5), elementwise_affine=False), [4, 3, 5]),
+    "BatchNorm1d": lambda: (normext.BatchNorm1d(3), [4, 3]),
+    "BatchNorm2d": lambda: (normext.BatchNorm2d(3), [4, 3, 5, 2]),
+    "BatchNorm3d": lambda: (normext.BatchNorm3d(3), [4, 3, 5, 2, 2]),
+    "BatchNorm plain": lambda: (normext.BatchNorm1d(3, affine=False), [4, 3, 5]),
+    "BatchNorm with the cumulative average": lambda: (normext.BatchNorm2d(3, momentum=None), [4, 3, 5, 2]),
+    "BatchNorm without statistics": lambda: (normext.BatchNorm1d(3, track_running_stats=False), [4, 3, 5]),
+}
+if BATCH_NORM_TAKES_BIAS:
+    MODULES["BatchNorm without bias"] = lambda: (normext.BatchNorm1d(3, bias=False), [4, 3, 5])

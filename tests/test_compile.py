@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from cases import CASES, Case
-from inputs import BATCH_NORM_TAKES_BIAS, channels_last, running, values
-from torch import Tensor
+from cases import CASES, MODULES, Case
+from inputs import channels_last, running, values
+from torch import Tensor, func
 from torch._dynamo import compiled_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -165,18 +165,6 @@ def test_make_fx(device: str, tracing: str, case: Case) -> None:
 
 # torch.compile: the same numbers, buffers and gradients as without it
 
-MODULES = {
-    "LayerNorm": lambda: (normext.LayerNorm((3, 5)), [4, 3, 5]),
-    "LayerNorm without bias": lambda: (normext.LayerNorm((3, 5), bias=False), [4, 3, 5]),
-    "LayerNorm plain": lambda: (normext.LayerNorm((3, 5), elementwise_affine=False), [4, 3, 5]),
-    "BatchNorm1d": lambda: (normext.BatchNorm1d(3), [4, 3]),
-    "BatchNorm2d": lambda: (normext.BatchNorm2d(3), [4, 3, 5, 2]),
-    "BatchNorm3d": lambda: (normext.BatchNorm3d(3), [4, 3, 5, 2, 2]),
-    "BatchNorm plain": lambda: (normext.BatchNorm1d(3, affine=False), [4, 3, 5]),
-    "BatchNorm without statistics": lambda: (normext.BatchNorm1d(3, track_running_stats=False), [4, 3, 5]),
-}
-if BATCH_NORM_TAKES_BIAS:
-    MODULES["BatchNorm without bias"] = lambda: (normext.BatchNorm1d(3, bias=False), [4, 3, 5])
 modules = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
 modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 
@@ -238,6 +226,54 @@ def test_inductor_keeps_channels_last(device: str) -> None:
     module = normext.BatchNorm2d(3, device=device)
     x = channels_last(torch.randn(2, 3, 4, 5, device=device))
     assert torch.compile(module, fullgraph=True)(x).is_contiguous(memory_format=torch.channels_last)
+
+
+# torch.func inside what is compiled
+
+
+def loss(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A scalar of the function that no input enters linearly."""
+    return lambda *inputs: function(*inputs).sin().square().sum()
+
+
+INSIDE = {
+    "grad": lambda f, x: func.grad(loss(f), tuple(range(len(x))))(*x),
+    "vjp": lambda f, x: func.vjp(f, *x)[1](x[0].cos()),
+    "jvp": lambda f, x: func.jvp(f, x, tuple(t.cos() for t in x)),
+    "grad of grad": lambda f, x: func.grad(lambda *y: func.grad(loss(f))(*y).sin().sum())(*x),
+    "hessian": lambda f, x: func.hessian(loss(f))(*x),
+    "vmap": lambda f, x: func.vmap(f)(*(torch.stack([t, t.sin()]) for t in x)),
+    "vmap of grad": lambda f, x: func.vmap(func.grad(loss(f)))(*(torch.stack([t, t.sin()]) for t in x)),
+    "grad of vmap": lambda f, x: func.grad(loss(func.vmap(f)))(*(torch.stack([t, t.sin()]) for t in x)),
+}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if all(case.affine)], ids=str)
+@pytest.mark.parametrize("transform", INSIDE.values(), ids=INSIDE.keys())
+def test_compile_of_transforms(device: str, transform: Callable, case: Case) -> None:
+    inputs = tuple(t.detach() for t in case.inputs(device))
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return transform(case.ours, inputs)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), function(*inputs))
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "vmap of grad"])
+def test_compiled_transforms_update_running_statistics(device: str, transform: str) -> None:
+    def step(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return normext.batch_norm(x, mean, var, training=True, momentum=0.3).sin().sum()
+
+    apply = {"grad": func.grad, "vmap": func.vmap, "vmap of grad": lambda f: func.vmap(func.grad(f))}[transform]
+    x = values(2, 4, 3, 5, device=device)
+    statistics = torch.randn(2, 3, device=device), torch.rand(2, 3, device=device)
+    if transform == "grad":
+        x, *statistics = x[0], *(t[0] for t in statistics)
+    twins = [t.clone() for t in statistics]
+    compiled = torch.compile(lambda *a: apply(step)(*a), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, *twins), apply(step)(x, *statistics))
+    torch.testing.assert_close(twins, list(statistics))
 
 
 # torch.export

@@ -1,0 +1,38 @@
+"""What tracers see of the norms: torch.fx the modules, as leaves like torch.nn's, and TorchScript the operators."""
+
+import copy
+from typing import Any
+
+from torch.fx import Proxy, Tracer
+from torch.jit._builtins import _register_builtin
+from torch.nn import Module
+
+from normext import functional
+
+# A script that calls the function calls the operator: the function's body is for Python only.
+for _name in functional.__all__:
+    _register_builtin(getattr(functional, _name), f"normext::{_name}")
+
+
+def as_torch(module: Module) -> Module:
+    """The module as one of the ``torch.nn`` class that its own derives from, with the same parameters and buffers."""
+    twin = copy.copy(module)
+    twin.__class__ = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn."))
+    return twin
+
+
+def leaf(module: Module, input: Any) -> Proxy | None:
+    """The node for a call of the module, if the tracer that has sent ``input`` would take torch's norm for a leaf.
+
+    Tracers tell leaves by the package that a class is from, and know ``torch.nn`` only. Classes derived from normext's
+    are looked into, as those derived from torch's are.
+    """
+    if not isinstance(input, Proxy) or type(module).__module__ != "normext.modules":
+        return None
+    tracer = input.tracer
+    if not isinstance(tracer, Tracer) or tracer.root is module:
+        return None
+    path = tracer.path_of_module(module)
+    if not tracer.is_leaf_module(as_torch(module), path):
+        return None
+    return tracer.create_proxy("call_module", path, (input,), {})
