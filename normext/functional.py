@@ -1,9 +1,9 @@
 """The norms as functions, with the arguments of their namesakes in ``torch.nn.functional``.
 
-Each call takes one of four ways. A tensor subclass or a mode with ``__torch_function__`` is handed the call. Under
-``torch.func`` transforms and forward-mode AD, which refuse derivatives written in C++, it goes through
-:mod:`normext.transforms`. While a compiler or exporter looks on, it goes through ``torch.ops.normext``, which it can
-trace. Ordinary calls go straight into C++.
+Each call takes one of four ways. While a compiler or exporter looks on, it goes through ``torch.ops.normext``, which it
+can trace. A tensor subclass or a mode with ``__torch_function__`` is handed the call. Under ``torch.func`` transforms
+and forward-mode AD, which refuse derivatives written in C++, compiled or not, it goes through
+:mod:`normext.transforms`. Ordinary calls go straight into C++.
 """
 
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ def layer_norm(
     Raises:
         RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
     """
+    if is_compiling() and not transforms.active():
+        return torch.ops.normext.layer_norm(input, normalized_shape, weight, bias, eps)
     if has_torch_function_variadic(input, weight, bias):
         tensors = (input, weight, bias)
         return handle_torch_function(layer_norm, tensors, input, normalized_shape, weight=weight, bias=bias, eps=eps)
     if transforms.active():
         return transforms.layer_norm(input, normalized_shape, weight, bias, eps)
-    if is_compiling():
-        return torch.ops.normext.layer_norm(input, normalized_shape, weight, bias, eps)
     return _C.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
@@ -86,6 +86,8 @@ def batch_norm(
         ValueError: in training with a single value per channel, or if eps is out of its range.
         RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
     """
+    if is_compiling() and not transforms.active():
+        return torch.ops.normext.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
         tensors = (input, running_mean, running_var, weight, bias)
         return handle_torch_function(
@@ -93,6 +95,4 @@ def batch_norm(
         )
     if transforms.active():
         return transforms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if is_compiling():
-        return torch.ops.normext.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)

@@ -125,6 +125,17 @@ def test_modes_see_the_calls_of_modules(device: str) -> None:
 
 
 @cases
+@pytest.mark.parametrize("subclass", [Tagged, Logged])
+def test_compiled_subclasses_keep_their_type(device: str, subclass: type[Tensor], case: Case) -> None:
+    torch.compiler.reset()
+    inputs = [t.detach() for t in case.inputs(device)]
+    compiled = torch.compile(case.ours, fullgraph=True, backend="eager")
+    output = compiled(inputs[0].as_subclass(subclass), *inputs[1:])
+    assert type(output) is subclass
+    assert torch.equal(output.as_subclass(Tensor), case.ours(*inputs))
+
+
+@cases
 def test_dispatch_modes_see_the_operators(device: str, case: Case) -> None:
     inputs = case.inputs(device)
     with Operators() as operators:
