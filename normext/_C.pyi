@@ -7,8 +7,11 @@ from torch import Tensor
 build_info: dict[str, str | int]
 
 def layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, /
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor: ...
+def check_layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> None: ...
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -18,8 +21,17 @@ def batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-    /,
 ) -> Tensor: ...
+def check_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> None: ...
 def supported_isas() -> list[str]: ...
 def get_isa() -> str: ...
 def set_isa(name: str, /) -> None: ...

@@ -53,7 +53,7 @@ class LayerStatistics:
     def jacobian(self, v: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """``J(input) v``."""
         return ops.layer_norm_backward(
-            v, input, self.normalized_shape, mean, rstd, None, None, self.eps, [True, False, False]
+            v, input, self.normalized_shape, mean, rstd, None, self.eps, [True, False, False]
         )[0]
 
     def fold(self, tensor: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class ChannelStatistics:
 
     def jacobian(self, v: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """``J(input) v``."""
-        return ops.batch_norm_backward(v, input, mean, rstd, None, None, True, self.eps, [True, False, False])[0]
+        return ops.batch_norm_backward(v, input, mean, rstd, None, True, self.eps, [True, False, False])[0]
 
     def fold(self, tensor: Tensor) -> Tensor:
         """Makes a leading mapped dimension part of the channels; statistics are ``[B, C]``, data ``[B, N, C, *]``."""

@@ -271,6 +271,47 @@ def test_changing_the_input_before_backward_is_noticed(device: str, case: Case) 
 
 
 @cases
+def test_changing_the_bias_before_backward_changes_nothing(device: str, case: Case) -> None:
+    if not case.affine[1]:
+        pytest.skip("no bias")
+    x, *rest = case.inputs(device)
+    bias = rest[-1].clone()
+    output = case.ours(x, *rest[:-1], bias)
+    expected = torch.autograd.grad(output, [x, *rest], torch.ones_like(output), retain_graph=True)
+    with torch.no_grad():
+        bias.add_(1)
+    torch.testing.assert_close(torch.autograd.grad(output, [x, *rest], torch.ones_like(output)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("norm", ["layer_norm", "batch_norm"])
+def test_gradient_of_a_bias_alone_has_its_dtype(device: str, norm: str, dtype: torch.dtype) -> None:
+    x = values(64, 3, dtype=torch.bfloat16, device=device)
+    bias = torch.zeros(3, dtype=dtype, device=device, requires_grad=True)
+    rest = ([3], None, bias) if norm == "layer_norm" else (None, None, None, bias, True)
+    grad_output = values(64, 3, dtype=torch.bfloat16, device=device)
+    (found,) = torch.autograd.grad(getattr(normext, norm)(x, *rest), bias, grad_output)
+    torch.testing.assert_close(found, grad_output.double().sum(0).to(dtype))
+
+
+# Empty inputs
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 3, 0), (0, 3, 2, 2)], ids=str)
+def test_empty_batch_norm_has_derivatives(device: str, shape: tuple[int, ...], training: bool) -> None:
+    channels = shape[1] if len(shape) > 1 else 0
+    x = torch.empty(shape, dtype=torch.float64, device=device, requires_grad=True)
+    weight = torch.ones(channels, dtype=torch.float64, device=device, requires_grad=True)
+    stats = running(channels, dtype=torch.float64, device=device)
+    output = normext.batch_norm(x, *stats, weight, weight, training)
+    first = torch.autograd.grad(output, [x, weight], torch.ones_like(output).requires_grad_(), create_graph=True)
+    second = torch.autograd.grad(first, [x, weight], [torch.ones_like(t) for t in first], allow_unused=True)
+    assert [t.shape for t in first] == [x.shape, weight.shape]
+    assert [t is None or torch.equal(t, torch.zeros_like(t)) for t in (*first, *second)] == [True] * 4
+
+
+@cases
 def test_what_is_saved_is_packed_and_freed(device: str, case: Case) -> None:
     inputs = case.inputs(device)
     grad_output = torch.randn_like(inputs[0])
@@ -283,7 +324,7 @@ def test_what_is_saved_is_packed_and_freed(device: str, case: Case) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: packed[i]):
         output = case.ours(*inputs)
-    assert len(packed) == 3 + sum(case.affine)  # the input, mean, rstd, and the parameters
+    assert len(packed) == 3 + case.affine[0]  # the input, mean, rstd, and the weight, not the bias: nothing reads it
     for found, wanted in zip(torch.autograd.grad(output, inputs, grad_output), expected, strict=True):
         assert torch.equal(found, wanted)
     with pytest.raises(RuntimeError, match="second time"):

@@ -502,7 +502,7 @@ def test_function_and_operators_agree_to_the_bit(backend: str, training: bool, a
     stats = running(5, device=backend)
     output, mean, rstd, _ = ops.batch_norm_forward(x, *stats, weight, bias, training, EPS)
     mask = [True, *affine]
-    grads = ops.batch_norm_backward(grad_output, x, mean, rstd, weight, bias, training, EPS, mask)
+    grads = ops.batch_norm_backward(grad_output, x, mean, rstd, weight, training, EPS, mask)
     inputs = leaves(x, weight, bias)
     for function in (normext.batch_norm, ops.batch_norm):
         result = function(inputs[0], *(t.clone() for t in stats), *inputs[1:], training, 0.1, EPS)

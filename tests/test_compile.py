@@ -42,7 +42,7 @@ def operator_calls(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, tuple]:
         return {
             "layer_norm": case.arguments(*inputs),
             "layer_norm_forward": (x, [3, 5], weight, bias, EPS),
-            "layer_norm_backward": (grad_output, x, [3, 5], mean, rstd, weight, bias, EPS, mask),
+            "layer_norm_backward": (grad_output, x, [3, 5], mean, rstd, weight, EPS, mask),
         }
     stats = case.statistics(x)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def operator_calls(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, tuple]:
     return {
         "batch_norm": case.arguments(*inputs),
         "batch_norm_forward": (x, *stats, weight, bias, case.training, EPS),
-        "batch_norm_backward": (grad_output, x, mean, rstd, weight, bias, case.training, EPS, mask),
+        "batch_norm_backward": (grad_output, x, mean, rstd, weight, case.training, EPS, mask),
     }
 
 
@@ -118,7 +118,7 @@ def test_fake_batch_norm(device: str, training: bool, dtype: torch.dtype, layout
     grad_output = torch.ones(x.shape, dtype=dtype, device=device)
     arguments = (x, channel, channel, channel, channel, training, EPS)
     real = ops.batch_norm_forward(*arguments)
-    backward = (grad_output, x, *real[1:3], channel, channel, training, EPS, [True, True, True])
+    backward = (grad_output, x, *real[1:3], channel, training, EPS, [True, True, True])
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert_same_metadata(ops.batch_norm_forward(*arguments), real)
     real = ops.batch_norm_backward(*backward)
@@ -134,7 +134,7 @@ def test_fake_layer_norm(device: str, dtype: torch.dtype, layout: Callable) -> N
     grad_output = torch.ones(x.shape, dtype=dtype, device=device)
     arguments = (x, weight.shape, weight, weight, EPS)
     real = ops.layer_norm_forward(*arguments)
-    backward = (grad_output, x, weight.shape, *real[1:], weight, weight, EPS, [True, True, True])
+    backward = (grad_output, x, weight.shape, *real[1:], weight, EPS, [True, True, True])
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert_same_metadata(ops.layer_norm_forward(*arguments), real)
     real = ops.layer_norm_backward(*backward)

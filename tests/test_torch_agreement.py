@@ -4,8 +4,10 @@ import copy
 import inspect
 import io
 import pickle
+import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from inputs import DTYPES, HALF, dtype_name, values, without_bias
@@ -241,6 +243,60 @@ def test_errors(name: str, arguments: Callable[[], tuple], message: str) -> None
     with pytest.raises(theirs.type, match=message) as ours:
         getattr(normext, name)(*arguments())
     assert ours.type is theirs.type
+
+
+# Arguments of the wrong type, in a call that is right otherwise, and what torch calls the right one
+TYPES = {
+    "input": ("Tensor", [[1.0, 2.0], 1]),
+    "normalized_shape": ("tuple of ints", [4, None, "4", torch.tensor([4])]),
+    "running_mean": ("Tensor", [1, [1.0]]),
+    "running_var": ("Tensor", [1, [1.0]]),
+    "weight": ("Tensor", [1, [1.0]]),
+    "bias": ("Tensor", [1, [1.0]]),
+    "training": ("bool", [1, 0, None, "yes", torch.tensor(True), np.bool_(True)]),
+    "momentum": ("float", [None, "0.1"]),
+    "eps": ("float", [None, "0.1"]),
+}
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "batch_norm"])
+def test_types(name: str) -> None:
+    function = getattr(normext, name)
+    right = {"input": image(), "normalized_shape": [4], "running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    right = {argument: value for argument, value in right.items() if argument in inspect.signature(function).parameters}
+    for position, argument in enumerate(inspect.signature(function).parameters, 1):
+        wanted, wrong = TYPES[argument]
+        for value in wrong:
+            message = rf"{name}\(\): argument '{argument}' \(position {position}\) must be {wanted}, not "
+            with pytest.raises(TypeError, match=f"^{message}{re.escape(type(value).__name__)}$|^{message}[a-z.]+$"):
+                function(**{**right, argument: value})
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 3, 0, 5)], ids=str)
+def test_empty_batch_norm(shape: tuple[int, ...], memory_format: torch.memory_format, training: bool) -> None:
+    x = torch.empty(shape, dtype=torch.float64).to(memory_format=memory_format)
+    outputs = []
+    for library in (F, normext):
+        channel = torch.ones(3, requires_grad=True)  # float32: torch lets any dtypes go together here
+        outputs.append(library.batch_norm(x, torch.zeros(3), torch.ones(3), channel, channel, training))
+        outputs[-1].sum().backward()
+        assert torch.equal(channel.grad, torch.zeros(3))
+    theirs, ours = outputs
+    assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_running_statistics_are_not_differentiated(name: str, training: bool) -> None:
+    stats = {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    stats[name].requires_grad_()
+    for library in (F, normext):
+        with pytest.raises(RuntimeError, match=f"not differentiable with respect to argument '{name}'"):
+            library.batch_norm(image(), **stats, training=training)
+        with torch.no_grad():
+            library.batch_norm(image(), **stats, training=training)
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "batch_norm"])

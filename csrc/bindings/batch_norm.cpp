@@ -25,8 +25,13 @@ struct Arguments {
         bias(or_undefined(b)) {}
 };
 
+bool is_empty(const Tensor& input) {
+  const auto count = input.sym_numel();
+  return count.is_symbolic() ? TORCH_GUARD_OR_FALSE(count.sym_eq(0)) : count == 0;
+}
+
 c10::SymInt channels_of(const Tensor& input) {
-  TORCH_CHECK(input.dim() >= 2 || input.sym_numel() == 0,
+  TORCH_CHECK(input.dim() >= 2 || is_empty(input),
               "batch_norm: expected input of at least 2 dimensions, [N, C, *], but got input of size ",
               input.sym_sizes());
   return input.dim() >= 2 ? input.sym_size(1) : 0;
@@ -34,8 +39,13 @@ c10::SymInt channels_of(const Tensor& input) {
 
 void check_size(const char* name, const Tensor& parameter, const c10::SymInt& channels) {
   if (!parameter.defined()) return;
-  TORCH_CHECK(parameter.sym_numel() == channels, name, " should contain ", channels, " elements not ",
+  TORCH_CHECK(expect_equal(parameter.sym_numel(), channels), name, " should contain ", channels, " elements not ",
               parameter.sym_numel());
+}
+
+// As check_parameters, but beside an empty input torch takes any dtypes.
+at::ScalarType check_dtypes(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters) {
+  return is_empty(input) ? input.scalar_type() : check_parameters(op, input, parameters);
 }
 
 // Returns the dtype of the parameters and running statistics.
@@ -58,7 +68,7 @@ at::ScalarType check(const Tensor& input, const Arguments& a, bool training, dou
   check_size("running_var", a.running_var, channels);
   check_size("weight", a.weight, channels);
   check_size("bias", a.bias, channels);
-  return check_parameters(
+  return check_dtypes(
       "batch_norm", input,
       {{"weight", a.weight}, {"bias", a.bias}, {"running_mean", a.running_mean}, {"running_var", a.running_var}});
 }
@@ -71,17 +81,20 @@ at::MemoryFormat memory_format(const Tensor& input) {
   return input.suggest_memory_format();
 }
 
+Tensor allocate_like(const Tensor& input) {
+  if (is_empty(input)) return at::empty_like(input);  // in every format at once: its strides tell which is meant
+  return empty(input, input.sym_sizes(), input.scalar_type(), memory_format(input));
+}
+
 Forward allocate(const Tensor& input, bool training) {
   const auto array = [&, type = statistics_type(input)](c10::SymInt size) { return empty(input, size, type); };
   const auto channels = channels_of(input);
-  return {empty(input, input.sym_sizes(), input.scalar_type(), memory_format(input)), array(channels), array(channels),
-          array(training ? channels : 0)};
+  return {allocate_like(input), array(channels), array(channels), array(training ? channels : 0)};
 }
 
 Gradients allocate_gradients(const Tensor& input, at::ScalarType parameters, Mask mask) {
   const auto parameter = [&](bool wanted) { return wanted ? empty(input, channels_of(input), parameters) : Tensor{}; };
-  return {mask[0] ? empty(input, input.sym_sizes(), input.scalar_type(), memory_format(input)) : Tensor{},
-          parameter(mask[1]), parameter(mask[2])};
+  return {mask[0] ? allocate_like(input) : Tensor{}, parameter(mask[1]), parameter(mask[2])};
 }
 
 BatchNormShape shape_of(const Tensor& input, at::MemoryFormat format) {
@@ -131,17 +144,18 @@ Forward forward_kernel(const Tensor& input, const MaybeTensor& running_mean, con
 }
 
 at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                              const Tensor& weight, const Tensor& bias) {
+                              const Tensor& weight) {
   const auto channels = channels_of(input);
   check_input_dtype("batch_norm_backward", input);
   check_device("batch_norm_backward", "grad_output", grad_output, input);
   check_device("batch_norm_backward", "mean", mean, input);
   check_device("batch_norm_backward", "rstd", rstd, input);
-  TORCH_CHECK(grad_output.sym_sizes().equals(input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(),
-              "batch_norm_backward: expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ",
-              input.scalar_type(), ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
+  TORCH_CHECK(
+      expect_equal(grad_output.sym_sizes(), input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(),
+      "batch_norm_backward: expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ",
+      input.scalar_type(), ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
   const auto check_statistics = [&](const char* name, const Tensor& statistics) {
-    TORCH_CHECK(statistics.sym_numel() == channels && statistics.scalar_type() == statistics_type(input),
+    TORCH_CHECK(expect_equal(statistics.sym_numel(), channels) && statistics.scalar_type() == statistics_type(input),
                 "batch_norm_backward: expected ", name, " as batch_norm_forward returns it, one ",
                 statistics_type(input), " per channel, but got ", statistics.sym_sizes(), " of ",
                 statistics.scalar_type());
@@ -149,21 +163,20 @@ at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, co
   check_statistics("mean", mean);
   check_statistics("rstd", rstd);
   check_size("weight", weight, channels);
-  check_size("bias", bias, channels);
-  return check_parameters("batch_norm_backward", input, {{"weight", weight}, {"bias", bias}});
+  check_dtypes("batch_norm_backward", input, {{"weight", weight}});
+  return gradient_type(input, weight);
 }
 
 Gradients backward_meta(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                        const MaybeTensor& weight, const MaybeTensor& bias, bool, double, Mask mask) {
-  const auto param_type = check_backward(grad_output, input, mean, rstd, or_undefined(weight), or_undefined(bias));
+                        const MaybeTensor& weight, bool, double, Mask mask) {
+  const auto param_type = check_backward(grad_output, input, mean, rstd, or_undefined(weight));
   return allocate_gradients(input, param_type, mask);
 }
 
 Gradients backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                          const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training, double,
-                          Mask mask) {
+                          const MaybeTensor& maybe_weight, bool training, double, Mask mask) {
   const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
-  const auto param_type = check_backward(grad_output, input, mean, rstd, weight, or_undefined(maybe_bias));
+  const auto param_type = check_backward(grad_output, input, mean, rstd, weight);
   auto gradients = allocate_gradients(input, param_type, mask);
   auto& [grad_input, grad_weight, grad_bias] = gradients;
   if (input.numel() == 0) {
@@ -239,9 +252,9 @@ Forward call_forward(const Tensor& input, const MaybeTensor& running_mean, const
 }
 
 Gradients call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                        const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps, Mask mask) {
+                        const MaybeTensor& weight, bool training, double eps, Mask mask) {
   static const auto op = operator_handle<decltype(backward_meta)>("normext::batch_norm_backward");
-  return op.call(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
+  return op.call(grad_output, input, mean, rstd, weight, training, eps, mask);
 }
 
 void call_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
@@ -251,13 +264,18 @@ void call_update_stats(const Tensor& running_mean, const Tensor& running_var, co
 }
 
 // ------------------------------------------------------------------------------------------------ derivatives
+void check_not_differentiated(const MaybeTensor& running_mean, const MaybeTensor& running_var) {
+  torch::autograd::check_no_requires_grad(running_mean, "running_mean", "batch_norm");
+  torch::autograd::check_no_requires_grad(running_var, "running_var", "batch_norm");
+}
+
 struct BatchNormDerivative {
   static constexpr const char* kName = "BatchNormBackward";
   double eps;
   bool training;
 
   Gradients gradients(const Tensor& grad_output, const Saved& s, Mask mask) const {
-    return call_backward(grad_output, s.input, s.mean, s.rstd, or_none(s.weight), or_none(s.bias), training, eps, mask);
+    return call_backward(grad_output, s.input, s.mean, s.rstd, or_none(s.weight), training, eps, mask);
   }
   void collect(torch::dynamo::autograd::CompiledNodeArgs& args) const {
     args.collect(eps);
@@ -265,12 +283,29 @@ struct BatchNormDerivative {
   }
 };
 
+// The shape in which per-channel tensors broadcast against input.
+std::vector<c10::SymInt> channel_shape(const Tensor& input) {
+  std::vector<c10::SymInt> shape(input.dim(), 1);
+  shape[input.dim() >= 2 ? 1 : 0] = channels_of(input);
+  return shape;
+}
+
+Tensor per_channel(const Tensor& tensor, const Tensor& input) {
+  return tensor.defined() ? tensor.view_symint(channel_shape(input)) : tensor;
+}
+
+Normalization normalization(const Tensor& input, const Tensor& mean, const Tensor& rstd, bool training, double eps) {
+  if (!training) return {input, per_channel(mean, input), per_channel(rstd, input)};
+  std::vector<int64_t> dim = {0};
+  for (int64_t d = 2; d < input.dim(); ++d) dim.push_back(d);
+  return {input, dim, eps};
+}
+
 struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input, const Tensor& mean,
-                               const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias, bool training,
-                               double eps, Mask mask) {
+                               const Tensor& rstd, const MaybeTensor& weight, bool training, double eps, Mask mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto gradients = call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
+    const auto gradients = call_backward(grad_output, input, mean, rstd, weight, training, eps, mask);
     ctx->save_for_backward({grad_output, input, mean, rstd, or_undefined(weight)});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["training"] = training;
@@ -282,25 +317,20 @@ struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFu
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[4];
-    std::vector<int64_t> dim = {0};
-    std::vector<c10::SymInt> channel_shape(input.dim(), 1);
-    for (int64_t d = 2; d < input.dim(); ++d) dim.push_back(d);
-    channel_shape[1] = input.sym_size(1);
-    const auto per_channel = [&](const Tensor& t) { return t.defined() ? t.view_symint(channel_shape) : t; };
-    const auto norm = ctx->saved_data["training"].toBool()
-                          ? Normalization(input, dim, ctx->saved_data["eps"].toDouble())
-                          : Normalization(input, per_channel(saved[2]), per_channel(saved[3]));
+    const auto norm = normalization(input, saved[2], saved[3], ctx->saved_data["training"].toBool(),
+                                    ctx->saved_data["eps"].toDouble());
     // Per-channel gradients broadcast as weight does.
     const auto given = spread(grads, saved_mask(ctx));
-    const auto gradients = double_backward({given[0], per_channel(given[1]), per_channel(given[2])}, grad_output, input,
-                                           per_channel(weight), norm);
+    const auto gradients = double_backward({given[0], per_channel(given[1], input), per_channel(given[2], input)},
+                                           grad_output, input, per_channel(weight, input), norm);
     const Tensor grad_weight = gradients.weight.defined() ? gradients.weight.view_symint(weight.sym_sizes()) : Tensor{};
-    return {gradients.grad_output, gradients.input, {}, {}, grad_weight, {}, {}, {}, {}};
+    return {gradients.grad_output, gradients.input, {}, {}, grad_weight, {}, {}, {}};
   }
 };
 
 Forward forward_autograd(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                          const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training, double eps) {
+  check_not_differentiated(running_mean, running_var);
   const auto forward = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(input, running_mean, running_var, maybe_weight, maybe_bias, training, eps);
@@ -310,19 +340,28 @@ Forward forward_autograd(const Tensor& input, const MaybeTensor& running_mean, c
   const auto node = make_node(BatchNormDerivative{eps, training}, input, weight, bias);
   auto outputs = forward();
   const auto& [output, mean, rstd, var] = outputs;
-  node->save({input, weight, bias, mean, rstd});
+  node->save({input, weight, mean, rstd});
   torch::autograd::set_history(output, node);
   return outputs;
 }
 
 Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                            const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps, Mask mask) {
+                            const MaybeTensor& weight, bool training, double eps, Mask mask) {
+  if (have_tangents(grad_output, input, or_undefined(weight))) {
+    check_backward(grad_output, input, mean, rstd, or_undefined(weight));
+    const auto norm = normalization(input.to(at::kDouble), mean, rstd, training, eps);
+    auto gradients = differentiable_backward(grad_output, input, per_channel(or_undefined(weight), input), norm,
+                                             channel_shape(input), mask);
+    for (Tensor* t : {&std::get<1>(gradients), &std::get<2>(gradients)})
+      if (t->defined()) *t = t->view_symint(channels_of(input));
+    return gradients;
+  }
   if (!needs_autograd("batch_norm_backward", grad_output, input, or_undefined(weight))) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_backward(grad_output, input, mean, rstd, weight, bias, training, eps, mask);
+    return call_backward(grad_output, input, mean, rstd, weight, training, eps, mask);
   }
   const auto gradients =
-      spread(BatchNormBackwardFunction::apply(grad_output, input, mean, rstd, weight, bias, training, eps, mask), mask);
+      spread(BatchNormBackwardFunction::apply(grad_output, input, mean, rstd, weight, training, eps, mask), mask);
   return {gradients[0], gradients[1], gradients[2]};
 }
 
@@ -342,7 +381,7 @@ Tensor composite(const Tensor& input, const MaybeTensor& running_mean, const May
   if (input.is_mkldnn())  // opaque to anybody but oneDNN, which torch hands it to
     return at::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, false);
   const auto [output, mean, rstd, var] = call_forward(input, running_mean, running_var, weight, bias, training, eps);
-  if (training && running_mean && input.sym_numel() != 0)
+  if (training && running_mean && !is_empty(input))
     call_update_stats(*running_mean, *running_var, mean, var, input.sym_numel() / input.sym_size(1), momentum);
   return output;
 }
@@ -359,6 +398,12 @@ Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const Ma
                   const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps) {
   static const auto op = operator_handle<decltype(batch_norm)>("normext::batch_norm");
   return op.call(input, running_mean, running_var, weight, bias, training, momentum, eps);
+}
+
+void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                      const MaybeTensor& weight, const MaybeTensor& bias, bool training, double, double eps) {
+  check(input, {running_mean, running_var, weight, bias}, training, eps);
+  check_not_differentiated(running_mean, running_var);
 }
 
 TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) { m.impl("batch_norm", composite); }

@@ -7,4 +7,8 @@ namespace normext {
 Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                   const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps);
 
+// Throws what batch_norm would throw. Tensors of torch.func's transforms may come as they are.
+void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                      const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps);
+
 }  // namespace normext

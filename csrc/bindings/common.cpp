@@ -2,6 +2,8 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+
 namespace normext {
 
 DType dtype_of(at::ScalarType type) {
@@ -17,6 +19,16 @@ DType dtype_of(at::ScalarType type) {
     default:
       TORCH_INTERNAL_ASSERT(false, "unchecked dtype ", type);
   }
+}
+
+bool expect_equal(const c10::SymInt& a, const c10::SymInt& b) {
+  if (!a.is_symbolic() && !b.is_symbolic()) return a == b;
+  return a.sym_eq(b).expect_true(__FILE__, __LINE__);
+}
+
+bool expect_equal(c10::SymIntArrayRef a, c10::SymIntArrayRef b) {
+  const auto equal = [](const c10::SymInt& x, const c10::SymInt& y) { return expect_equal(x, y); };
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), equal);
 }
 
 static bool is_half(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf; }

@@ -16,7 +16,8 @@ namespace normext {
 
 using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
-using Mask = std::array<bool, 3>;  // which of grad_input, grad_weight and grad_bias are asked for
+using Mask = std::array<bool, 3>;                      // which of grad_input, grad_weight and grad_bias are asked for
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of input, weight and bias
 
 inline Tensor or_undefined(const MaybeTensor& tensor) { return tensor.value_or(Tensor{}); }
 inline MaybeTensor or_none(const Tensor& tensor) { return tensor.defined() ? MaybeTensor(tensor) : std::nullopt; }
@@ -26,7 +27,18 @@ inline at::ScalarType statistics_type(const Tensor& input) {
   return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// A backward operator's gradients of weight and bias have the weight's dtype. Where there is none a bias may have
+// either dtype: it is the wider one, which autograd rounds to the bias's.
+inline at::ScalarType gradient_type(const Tensor& input, const Tensor& weight) {
+  return weight.defined() ? weight.scalar_type() : statistics_type(input);
+}
+
 DType dtype_of(at::ScalarType type);
+
+// Whether sizes are equal. Of sizes that only the data will tell (torch.export's unbacked ones) it is taken for
+// granted, and asserted when the program runs.
+bool expect_equal(const c10::SymInt& a, const c10::SymInt& b);
+bool expect_equal(c10::SymIntArrayRef a, c10::SymIntArrayRef b);
 
 // Throws what torch throws for a dtype that `op` does not take.
 void check_input_dtype(const char* op, const Tensor& input);
@@ -92,12 +104,16 @@ inline std::array<Tensor, 3> spread(const torch::autograd::variable_list& define
   return gradients;
 }
 
+template <class... Tensors>
+bool have_tangents(const Tensors&... tensors) {
+  return ((tensors.defined() && tensors._fw_grad(/*level=*/0).defined()) || ...);
+}
+
 // Whether calling an op on these tensors must record a derivative. Forward-mode tangents are refused rather than
 // dropped: the op's caller in Python takes normext/transforms.py for them.
 template <class... Tensors>
 bool needs_autograd(const char* op, const Tensors&... tensors) {
-  const auto has_tangent = [](const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); };
-  TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(tensors) || ...), op,
+  TORCH_CHECK_NOT_IMPLEMENTED(!have_tangents(tensors...), op,
                               " does not support forward-mode AD: expected tensors without tangents; "
                               "normext's functions and modules take them");
   return at::GradMode::is_enabled() && ((tensors.defined() && tensors.requires_grad()) || ...);

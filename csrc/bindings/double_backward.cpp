@@ -25,6 +25,16 @@ Tensor Normalization::second_derivative(const Tensor& a, const Tensor& b) const 
   return -rstd_ * rstd_ * (normalized_ * mean(a * pb) + mean(b * normalized_) * pa + mean(a * normalized_) * pb);
 }
 
+Gradients differentiable_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                  const Normalization& norm, c10::SymIntArrayRef parameter_shape, Mask mask) {
+  const Tensor dy = grad_output.to(at::kDouble);
+  const auto parameter = [&](const Tensor& terms) {
+    return terms.sum_to_size_symint(parameter_shape).to(gradient_type(input, weight));
+  };
+  return {mask[0] ? norm.jacobian(weight.defined() ? dy * weight : dy).to(input.scalar_type()) : Tensor{},
+          mask[1] ? parameter(dy * norm.normalized()) : Tensor{}, mask[2] ? parameter(dy) : Tensor{}};
+}
+
 DoubleBackward double_backward(const std::array<Tensor, 3>& grads, const Tensor& grad_output, const Tensor& input,
                                const Tensor& weight, const Normalization& norm) {
   Tensor to_output, to_input, to_weight;

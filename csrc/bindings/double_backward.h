@@ -30,6 +30,11 @@ class Normalization {
   Tensor rstd_, normalized_;
 };
 
+// A norm's backward, in float64 and in operations that forward-mode AD can follow. `weight`, which may be undefined,
+// and parameter_shape broadcast against input; `norm` is of input.to(at::kDouble).
+Gradients differentiable_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                  const Normalization& norm, c10::SymIntArrayRef parameter_shape, Mask mask);
+
 struct DoubleBackward {
   Tensor grad_output, input, weight;
 };

@@ -21,7 +21,7 @@ void check_shapes(const Tensor& input, c10::SymIntArrayRef normalized_shape, con
   TORCH_CHECK(!normalized_shape.empty(), "Expected normalized_shape to be at least 1-dimensional, i.e., containing at ",
               "least one element, but got normalized_shape = ", normalized_shape);
   const auto check_parameter = [&](const char* name, const Tensor& parameter) {
-    TORCH_CHECK(!parameter.defined() || parameter.sym_sizes().equals(normalized_shape), "Expected ", name,
+    TORCH_CHECK(!parameter.defined() || expect_equal(parameter.sym_sizes(), normalized_shape), "Expected ", name,
                 " to be of same shape as normalized_shape, but got ", name, " of shape ", parameter.sym_sizes(),
                 " and normalized_shape = ", normalized_shape);
   };
@@ -30,7 +30,7 @@ void check_shapes(const Tensor& input, c10::SymIntArrayRef normalized_shape, con
 
   const auto sizes = input.sym_sizes();
   const bool fits = sizes.size() >= normalized_shape.size() &&
-                    sizes.slice(sizes.size() - normalized_shape.size()).equals(normalized_shape);
+                    expect_equal(sizes.slice(sizes.size() - normalized_shape.size()), normalized_shape);
   if (fits) return;
   std::ostringstream expected;
   for (const auto& size : normalized_shape) expected << ", " << size;
@@ -99,45 +99,43 @@ Forward forward_kernel(const Tensor& input, c10::SymIntArrayRef normalized_shape
 }
 
 void check_gradient(const Tensor& grad_output, const Tensor& input) {
-  TORCH_CHECK(grad_output.sym_sizes().equals(input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(),
-              "layer_norm_backward: expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ",
-              input.scalar_type(), ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
+  TORCH_CHECK(
+      expect_equal(grad_output.sym_sizes(), input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(),
+      "layer_norm_backward: expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ",
+      input.scalar_type(), ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
 }
 
 void check_statistics(const Tensor& statistics, const char* name, const Tensor& input,
                       c10::SymIntArrayRef normalized_shape) {
   const auto leading = input.sym_sizes().slice(0, input.dim() - normalized_shape.size());
-  TORCH_CHECK(
-      statistics.sym_numel() == c10::multiply_integers(leading) && statistics.scalar_type() == statistics_type(input),
-      "layer_norm_backward: expected ", name, " as layer_norm_forward returns it, one ", statistics_type(input),
-      " per row, but got ", statistics.sym_sizes(), " of ", statistics.scalar_type());
+  TORCH_CHECK(expect_equal(statistics.sym_numel(), c10::multiply_integers(leading)) &&
+                  statistics.scalar_type() == statistics_type(input),
+              "layer_norm_backward: expected ", name, " as layer_norm_forward returns it, one ", statistics_type(input),
+              " per row, but got ", statistics.sym_sizes(), " of ", statistics.scalar_type());
 }
 
 at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                              const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias) {
-  const auto param_type = check(input, normalized_shape, weight, bias);
+                              const Tensor& mean, const Tensor& rstd, const Tensor& weight) {
+  check(input, normalized_shape, weight, {});
   check_device("layer_norm_backward", "grad_output", grad_output, input);
   check_device("layer_norm_backward", "mean", mean, input);
   check_device("layer_norm_backward", "rstd", rstd, input);
   check_gradient(grad_output, input);
   check_statistics(mean, "mean", input, normalized_shape);
   check_statistics(rstd, "rstd", input, normalized_shape);
-  return param_type;
+  return gradient_type(input, weight);
 }
 
 Gradients backward_meta(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                        const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
-                        double, Mask mask) {
-  const auto param_type =
-      check_backward(grad_output, input, normalized_shape, mean, rstd, or_undefined(weight), or_undefined(bias));
+                        const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, double, Mask mask) {
+  const auto param_type = check_backward(grad_output, input, normalized_shape, mean, rstd, or_undefined(weight));
   return allocate_gradients(input, normalized_shape, param_type, mask);
 }
 
 Gradients backward_kernel(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                          const Tensor& mean, const Tensor& rstd, const MaybeTensor& maybe_weight,
-                          const MaybeTensor& maybe_bias, double, Mask mask) {
-  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight)), bias = or_undefined(maybe_bias);
-  const auto param_type = check_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias);
+                          const Tensor& mean, const Tensor& rstd, const MaybeTensor& maybe_weight, double, Mask mask) {
+  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
+  const auto param_type = check_backward(grad_output, input, normalized_shape, mean, rstd, weight);
   auto gradients = allocate_gradients(input, normalized_shape, param_type, mask);
   auto& [grad_input, grad_weight, grad_bias] = gradients;
   if (input.numel() == 0) {
@@ -172,10 +170,9 @@ Forward call_forward(const Tensor& input, c10::SymIntArrayRef normalized_shape, 
 }
 
 Gradients call_backward(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                        const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
-                        double eps, Mask mask) {
+                        const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, double eps, Mask mask) {
   static const auto op = operator_handle<decltype(backward_meta)>("normext::layer_norm_backward");
-  return op.call(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
+  return op.call(grad_output, input, normalized_shape, mean, rstd, weight, eps, mask);
 }
 
 // ------------------------------------------------------------------------------------------------ derivatives
@@ -186,8 +183,7 @@ struct LayerNormDerivative {
 
   Gradients gradients(const Tensor& grad_output, const Saved& s, Mask mask) const {
     const auto normalized_shape = s.input.sym_sizes().slice(s.input.dim() - normalized_dims);
-    return call_backward(grad_output, s.input, normalized_shape, s.mean, s.rstd, or_none(s.weight), or_none(s.bias),
-                         eps, mask);
+    return call_backward(grad_output, s.input, normalized_shape, s.mean, s.rstd, or_none(s.weight), eps, mask);
   }
   void collect(torch::dynamo::autograd::CompiledNodeArgs& args) const {
     args.collect(eps);
@@ -195,12 +191,18 @@ struct LayerNormDerivative {
   }
 };
 
+Normalization normalization(const Tensor& input, int64_t normalized_dims, double eps) {
+  std::vector<int64_t> dim(normalized_dims);
+  std::iota(dim.begin(), dim.end(), input.dim() - normalized_dims);
+  return {input, dim, eps};
+}
+
 struct LayerNormBackwardFunction : torch::autograd::Function<LayerNormBackwardFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
                                c10::SymIntArrayRef normalized_shape, const Tensor& mean, const Tensor& rstd,
-                               const MaybeTensor& weight, const MaybeTensor& bias, double eps, Mask mask) {
+                               const MaybeTensor& weight, double eps, Mask mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto gradients = call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
+    const auto gradients = call_backward(grad_output, input, normalized_shape, mean, rstd, weight, eps, mask);
     ctx->save_for_backward({grad_output, input, or_undefined(weight)});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["normalized_dims"] = static_cast<int64_t>(normalized_shape.size());
@@ -212,11 +214,10 @@ struct LayerNormBackwardFunction : torch::autograd::Function<LayerNormBackwardFu
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[2];
-    std::vector<int64_t> dim(ctx->saved_data["normalized_dims"].toInt());
-    std::iota(dim.begin(), dim.end(), input.dim() - static_cast<int64_t>(dim.size()));
-    const Normalization norm(input, dim, ctx->saved_data["eps"].toDouble());
+    const auto norm =
+        normalization(input, ctx->saved_data["normalized_dims"].toInt(), ctx->saved_data["eps"].toDouble());
     const auto gradients = double_backward(spread(grads, saved_mask(ctx)), grad_output, input, weight, norm);
-    return {gradients.grad_output, gradients.input, {}, {}, {}, gradients.weight, {}, {}, {}};
+    return {gradients.grad_output, gradients.input, {}, {}, {}, gradients.weight, {}, {}};
   }
 };
 
@@ -232,21 +233,24 @@ Forward forward_autograd(const Tensor& input, c10::SymIntArrayRef normalized_sha
   const auto node = make_node(norm, input, weight, bias);
   auto outputs = forward();
   const auto& [output, mean, rstd] = outputs;
-  node->save({input, weight, bias, mean, rstd});
+  node->save({input, weight, mean, rstd});
   torch::autograd::set_history(output, node);
   return outputs;
 }
 
 Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                            const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, const MaybeTensor& bias,
-                            double eps, Mask mask) {
+                            const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, double eps, Mask mask) {
+  if (have_tangents(grad_output, input, or_undefined(weight))) {
+    check_backward(grad_output, input, normalized_shape, mean, rstd, or_undefined(weight));
+    const auto norm = normalization(input.to(at::kDouble), static_cast<int64_t>(normalized_shape.size()), eps);
+    return differentiable_backward(grad_output, input, or_undefined(weight), norm, normalized_shape, mask);
+  }
   if (!needs_autograd("layer_norm_backward", grad_output, input, or_undefined(weight))) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask);
+    return call_backward(grad_output, input, normalized_shape, mean, rstd, weight, eps, mask);
   }
   const auto gradients = spread(
-      LayerNormBackwardFunction::apply(grad_output, input, normalized_shape, mean, rstd, weight, bias, eps, mask),
-      mask);
+      LayerNormBackwardFunction::apply(grad_output, input, normalized_shape, mean, rstd, weight, eps, mask), mask);
   return {gradients[0], gradients[1], gradients[2]};
 }
 
@@ -276,6 +280,11 @@ Tensor layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, con
                   const MaybeTensor& bias, double eps) {
   static const auto op = operator_handle<decltype(layer_norm)>("normext::layer_norm");
   return op.call(input, normalized_shape, weight, bias, eps);
+}
+
+void check_layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                      const MaybeTensor& bias, double) {
+  check(input, normalized_shape, or_undefined(weight), or_undefined(bias));
 }
 
 TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) { m.impl("layer_norm", composite); }

@@ -10,7 +10,7 @@ TORCH_LIBRARY(normext, m) {
       "-> (Tensor output, Tensor mean, Tensor rstd)");
   m.def(
       "layer_norm_backward(Tensor grad_output, Tensor input, SymInt[] normalized_shape, Tensor mean, Tensor rstd, "
-      "Tensor? weight, Tensor? bias, float eps, bool[3] output_mask) "
+      "Tensor? weight, float eps, bool[3] output_mask) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 
   m.def(
@@ -20,7 +20,7 @@ TORCH_LIBRARY(normext, m) {
       "batch_norm_forward(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, "
       "bool training, float eps) -> (Tensor output, Tensor mean, Tensor rstd, Tensor var)");
   m.def(
-      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, "
       "bool training, float eps, bool[3] output_mask) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def(

@@ -12,11 +12,9 @@
 
 namespace normext {
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of input, weight and bias
-
-// What a backward pass needs of the forward pass; weight and bias may be undefined.
+// What a backward pass needs of the forward pass; weight may be undefined.
 struct Saved {
-  Tensor input, weight, bias, mean, rstd;
+  Tensor input, weight, mean, rstd;
 };
 
 // Norm has a kName, options that it shows to `collect`, and gradients(grad_output, saved, mask).
@@ -27,16 +25,11 @@ class NormNode : public torch::autograd::Node {
 
   explicit NormNode(const Norm& norm) : norm_(norm) {}
 
-  void save(const Saved& s) {
-    saved_ = {{{s.input, false}, {s.weight, false}, {s.bias, false}, {s.mean, false}, {s.rstd, false}}};
-  }
+  void save(const Saved& s) { saved_ = {{{s.input, false}, {s.weight, false}, {s.mean, false}, {s.rstd, false}}}; }
 
   std::string name() const override { return Norm::kName; }
 
-  variable_list apply(variable_list&& grads) override {
-    const Saved saved = unpack();
-    return gradients(norm_, grads[0], saved, mask(saved));
-  }
+  variable_list apply(variable_list&& grads) override { return gradients(norm_, grads[0], unpack(), mask()); }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -54,9 +47,9 @@ class NormNode : public torch::autograd::Node {
     namespace compiled = torch::dynamo::autograd;
     for (auto& variable : saved_) swap.before(variable);
     const Saved saved = unpack();
-    const Mask wanted = mask(saved);
+    const Mask wanted = mask();
     compiled::PackedArgs args;
-    args.pack(variable_list{saved.input, saved.weight, saved.bias, saved.mean, saved.rstd});
+    args.pack(variable_list{saved.input, saved.weight, saved.mean, saved.rstd});
     args.pack(std::vector<bool>(wanted.begin(), wanted.end()));
     std::vector<at::TypePtr> types;
     for (const auto& argument : args.vec()) types.push_back(argument.type());
@@ -64,7 +57,7 @@ class NormNode : public torch::autograd::Node {
       compiled::PackedArgs args(packed);
       const auto s = args.template unpack<variable_list>();
       const auto wanted = args.template unpack<std::vector<bool>>();
-      return gradients(norm, grads[0], {s[0], s[1], s[2], s[3], s[4]}, {wanted[0], wanted[1], wanted[2]});
+      return gradients(norm, grads[0], {s[0], s[1], s[2], s[3]}, {wanted[0], wanted[1], wanted[2]});
     };
     const auto& python = compiled::getPyCompilerInterface();
     const auto bound =
@@ -85,16 +78,16 @@ class NormNode : public torch::autograd::Node {
 
   Saved unpack() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return {saved_[0].unpack(), saved_[1].unpack(), saved_[2].unpack(), saved_[3].unpack(), saved_[4].unpack()};
+    return {saved_[0].unpack(), saved_[1].unpack(), saved_[2].unpack(), saved_[3].unpack()};
   }
 
-  Mask mask(const Saved& saved) const {
-    return {task_should_compute_output(0), saved.weight.defined() && task_should_compute_output(1),
-            saved.bias.defined() && task_should_compute_output(2)};
+  // An absent weight or bias has no edge, and so no gradient.
+  Mask mask() const {
+    return {task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2)};
   }
 
   Norm norm_;
-  std::array<torch::autograd::SavedVariable, 5> saved_;
+  std::array<torch::autograd::SavedVariable, 4> saved_;
 };
 
 // A node with edges to input, weight and bias, in the kind of pointer that this torch keeps nodes in.
