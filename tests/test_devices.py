@@ -20,12 +20,12 @@ def operators() -> dict[str, tuple[dict[str, Tensor], dict[str, object]]]:
     return {
         "layer_norm_forward": ({"input": x, **weights}, layer_norm),
         "layer_norm_backward": (
-            {"grad_output": x, "input": x, "mean": per_row, "rstd": per_row, **weights},
+            {"grad_output": x, "input": x, "mean": per_row, "rstd": per_row, "weight": row},
             {**layer_norm, **mask},
         ),
         "batch_norm_forward": ({"input": x, **running, **channels}, {"training": True, "eps": 1e-5}),
         "batch_norm_backward": (
-            {"grad_output": x, "input": x, "mean": per_channel, "rstd": per_channel, **channels},
+            {"grad_output": x, "input": x, "mean": per_channel, "rstd": per_channel, "weight": channel},
             {"training": True, "eps": 1e-5, **mask},
         ),
         "batch_norm_update_stats": (
