@@ -60,7 +60,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         assert running_mean is not None and running_var is not None and count is not None
         mean, var = running_mean.clone(), running_var.clone()
         output = F.batch_norm(input, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
-        weight = count.double().reciprocal().to(mean.dtype)
+        weight = count.to(mean.dtype).reciprocal()
         running_mean.lerp_(mean, weight)
         running_var.lerp_(var, weight)
         return output

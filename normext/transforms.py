@@ -16,8 +16,6 @@ from torch._C._functorch import get_dynamic_layer_stack_depth
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from normext import running
-
 ops = torch.ops.normext
 
 
@@ -233,8 +231,8 @@ def batch_norm(
     else:
         normalized, mean, _, var = _normalize(x, ChannelStatistics(eps))
         if running_mean is not None and running_var is not None:
-            composed = not is_compiling() and _functionalizing()
-            update = running.composed_update if composed else ops.batch_norm_update_stats
+            functionalizing = not is_compiling() and _functionalizing()
+            update = ops.functionalized_update if functionalizing else ops.batch_norm_update_stats
             update(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     weight, bias = (None if p is None else p.view(channel_shape) for p in (weight, bias))
     return _affine(normalized, weight, bias, input.dtype)
