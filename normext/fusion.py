@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 import torch
-from torch.ao.quantization.fuser_method_mappings import _DEFAULT_OP_LIST_TO_FUSER_METHOD as _methods
 from torch.nn import Module
 
 from normext import modules
 from normext.tracing import as_torch
+
+try:
+    from torch.ao.quantization.fuser_method_mappings import _DEFAULT_OP_LIST_TO_FUSER_METHOD as _methods
+except ImportError:  # torch says that quantization is to leave it
+    _methods = {}
 
 _ours = {getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__}
 

@@ -13,7 +13,7 @@ from inputs import parameters, running, values
 from torch import Tensor, fx, nn
 from torch.ao.nn.intrinsic import BNReLU2d
 from torch.ao.quantization import fuse_modules, fuse_modules_qat, get_default_qconfig_mapping
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.ao.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx
 from torch.fx.experimental import optimization
 
 import normext
@@ -218,9 +218,25 @@ def trained(device: str) -> nn.Module:
     return network.eval()
 
 
-def test_optimization_fuse(device: str) -> None:
+@pytest.mark.parametrize("fuse", [optimization.fuse, fuse_fx])
+def test_fusion_by_fx_leaves_norms_as_they_are(device: str, fuse: Callable) -> None:
     network, x = trained(device), values(2, 3, 6, 6, device=device)
-    torch.testing.assert_close(optimization.fuse(network)(x), network(x))
+    fused = fuse(copy.deepcopy(network))
+    torch.testing.assert_close(fused(x), network(x))
+    assert called(fused.graph) >= NORMS
+
+
+@pytest.mark.parametrize("fuse", [optimization.fuse, fuse_fx])
+def test_fusion_by_fx_of_norms_given_back_to_torch(device: str, fuse: Callable) -> None:
+    # As the README has it.
+    network, x = trained(device), values(2, 3, 6, 6, device=device)
+    twin = copy.deepcopy(network)
+    for module in twin.modules():
+        if type(module).__module__ == normext.LayerNorm.__module__:
+            module.__class__ = getattr(nn, type(module).__name__)
+    fused = fuse(twin)
+    torch.testing.assert_close(fused(x), network(x))
+    assert not called(fused.graph) & {"stem.1", "block.0.1"}
 
 
 def test_quantization_fx() -> None:
