@@ -1,27 +1,24 @@
-"""The update of running statistics under vmap and functionalize, which know of no operator that writes to tensors."""
+"""The update of running statistics where an operator that writes to tensors cannot stay one: under vmap, and where a
+program is made free of such writes.
 
-from collections.abc import Callable
-from functools import partial
+The latter is functionalize, and what every compiler and exporter does first. Left alone it wraps the operator into one
+that names what it writes to, which ONNX does not know; composed, the update is a few operators that everybody knows.
+"""
+
 from typing import Any
 
 import torch
 from torch import Tensor
 
 ops = torch.ops.normext
-_library = torch.library.Library("normext", "FRAGMENT")
-_library.define(
-    "functionalized_update(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
-    "float momentum) -> ()"
-)
 
 
 def _functionalized(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float
 ) -> None:
-    """The update under functionalize: of statistics that it was given in torch's operators, which it knows.
+    """The update of statistics that functionalize knows, in torch's operators.
 
-    Statistics that the function has captured are updated at once, as torch's own are. This is an operator beside
-    ``batch_norm_update_stats`` because torch.compile asks for kernels of functionalize, too, and has a better way.
+    Statistics that a function under ``torch.func.functionalize`` has captured are updated at once, as torch's own are.
     """
     if torch._is_functional_tensor(running_mean):
         for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
@@ -35,7 +32,6 @@ def _functionalized(
 
 
 def _mapped(
-    update: Callable[..., None],
     info: Any,
     in_dims: tuple[int | None, ...],
     running_mean: Tensor,
@@ -57,11 +53,10 @@ def _mapped(
         tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         for tensor, dim in zip((running_mean, running_var, mean, var), in_dims[:4], strict=True)
     ]
-    update(*statistics, count, momentum)
+    ops.batch_norm_update_stats(*statistics, count, momentum)
     return None, None
 
 
-for _name in ("batch_norm_update_stats", "functionalized_update"):
-    torch.library.register_vmap(f"normext::{_name}", partial(_mapped, getattr(ops, _name)))
-_library.impl("functionalized_update", _functionalized, "Functionalize")
-_library.impl("functionalized_update", torch.library.fallthrough_kernel, "Autograd")
+torch.library.register_vmap("normext::batch_norm_update_stats", _mapped)
+_library = torch.library.Library("normext", "IMPL")
+_library.impl("batch_norm_update_stats", _functionalized, "Functionalize")

@@ -231,8 +231,6 @@ def batch_norm(
     else:
         normalized, mean, _, var = _normalize(x, ChannelStatistics(eps))
         if running_mean is not None and running_var is not None:
-            functionalizing = not is_compiling() and _functionalizing()
-            update = ops.functionalized_update if functionalizing else ops.batch_norm_update_stats
-            update(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+            ops.batch_norm_update_stats(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     weight, bias = (None if p is None else p.view(channel_shape) for p in (weight, bias))
     return _affine(normalized, weight, bias, input.dtype)
