@@ -4,7 +4,7 @@ Functions (:func:`layer_norm`, :func:`batch_norm`) take the arguments of their n
 modules (:class:`LayerNorm`, :class:`BatchNorm1d`, ...) those of ``torch.nn``; operators are ``torch.ops.normext.*``.
 """
 
-from normext import _load, fusion, nested, running  # _load first: it loads the extension, or says why it cannot
+from normext import _load, fusion, integrations, nested, running  # _load first: it loads the extension, or says why not
 from normext._version import __version__
 from normext.config import show_config
 from normext.functional import batch_norm, layer_norm
@@ -21,4 +21,4 @@ __all__ = [
     "show_config",
 ]
 
-del _load, fusion, nested, running
+del _load, fusion, integrations, nested, running

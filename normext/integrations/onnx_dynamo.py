@@ -1,0 +1,77 @@
+"""Translations for ``torch.onnx.export(dynamo=True)`` of the operators that an exported program is left with.
+
+Half types are computed in float32: BatchNorm by casts, LayerNorm because ONNX defines it so.
+"""
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18
+from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
+
+Value = Any  # ir.Value
+op: Any = opset18  # typed for numbers, not for a graph's values
+
+
+def _statistics_type(input: Value) -> ir.DataType:
+    """Normext keeps statistics in float64 for float64 inputs, in float32 for all others."""
+    return ir.DataType.DOUBLE if input.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+
+
+def _cast(value: Value, dtype: ir.DataType) -> Value:
+    return value if value.dtype == dtype else op.Cast(value, to=dtype)
+
+
+def _or_filled(given: Value | None, value: float, shape: Value, dtype: ir.DataType) -> Value:
+    """A parameter in the dtype that the norm is computed in, or what stands for it where there is none."""
+    return op.Expand(op.Constant(value=ir.tensor(value, dtype)), shape) if given is None else _cast(given, dtype)
+
+
+def _rounded(output: Value, computed: ir.DataType, input: Value) -> Value:
+    """The output, which does not know its dtype yet, in input's."""
+    return output if computed == input.dtype else op.Cast(output, to=input.dtype)
+
+
+def layer_norm_forward(
+    input: Value, normalized_shape: list[int], weight: Value | None, bias: Value | None, eps: float
+) -> tuple[Value, Value, Value]:
+    """``normext::layer_norm_forward``, which ``normext::layer_norm`` decomposes into."""
+    axis = -len(normalized_shape)
+    computed = next((p for p in (weight, bias) if p is not None), input).dtype
+    weight = _or_filled(weight, 1.0, op.Shape(input, start=axis), computed)
+    output, mean, rstd = op.LayerNormalization(_cast(input, computed), weight, bias, axis=axis, epsilon=eps)
+    kept = _statistics_type(input)  # ONNX's are float32, whatever its input
+    return _rounded(output, computed, input), op.Cast(mean, to=kept), op.Cast(rstd, to=kept)
+
+
+def batch_norm_forward(
+    input: Value,
+    running_mean: Value | None,
+    running_var: Value | None,
+    weight: Value | None,
+    bias: Value | None,
+    training: bool,
+    eps: float,
+) -> tuple[Value, Value, Value, Value]:
+    """``normext::batch_norm_forward``, which ``normext::batch_norm`` decomposes into."""
+    computed = _statistics_type(input)
+    x = _cast(input, computed)
+    if training:  # ONNX's own training mode is not for this: onnxruntime then writes to what it is given
+        axes = op.Constant(value_ints=[0, *range(2, len(input.shape))])
+        centered = op.Sub(x, op.ReduceMean(x, axes))
+        mean = op.ReduceMean(x, axes, keepdims=False)
+        var = variance = op.ReduceMean(op.Mul(centered, centered), axes, keepdims=False)
+    else:
+        mean, variance = _cast(running_mean, computed), _cast(running_var, computed)
+        var = op.Expand(mean, op.Constant(value_ints=[0]))
+    channels = op.Shape(input, start=1, end=2)
+    weight = _or_filled(weight, 1.0, channels, computed)
+    bias = _or_filled(bias, 0.0, channels, computed)
+    output = op.BatchNormalization(x, weight, bias, mean, variance, epsilon=eps)
+    rstd = op.Reciprocal(op.Sqrt(op.Add(variance, op.Constant(value=ir.tensor(eps, computed)))))
+    return _rounded(output, computed, input), op.Identity(mean), rstd, var
+
+
+for translation in (layer_norm_forward, batch_norm_forward):
+    onnx_impl(getattr(torch.ops.normext, translation.__name__).default, no_compile=True)(translation)

@@ -1,0 +1,116 @@
+"""Symbolic functions for ``torch.onnx.export(dynamo=False)``: each norm is exported as its namesake in torch is.
+
+Half types are computed in float32: BatchNorm by casts, LayerNorm because ONNX defines it so.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.onnx import JitScalarType, register_custom_op_symbolic
+from torch.onnx._internal.torchscript_exporter.registration import registry
+from torch.onnx.symbolic_helper import _is_none, parse_args
+
+Graph = Any  # torch.onnx's GraphContext
+Value = Any  # torch._C.Value
+OLDEST_OPSET = 9  # of those that torch exports to
+
+
+def _torch(g: Graph, name: str) -> Callable[..., Value]:
+    """Torch's own translation of ``aten::<name>``, for the opset that is exported to."""
+    group: Any = registry.get_function_group(f"aten::{name}")
+    return group.get(g.opset)
+
+
+def _cast(g: Graph, value: Value, dtype: JitScalarType) -> Value:
+    if _is_none(value) or JitScalarType.from_value(value) == dtype:
+        return value
+    return g.op("Cast", value, to_i=dtype.onnx_type())
+
+
+def _statistics_type(input: Value) -> JitScalarType:
+    """Normext keeps statistics in float64 for float64 inputs, in float32 for all others."""
+    own = JitScalarType.from_value(input)
+    return own if own == JitScalarType.DOUBLE else JitScalarType.FLOAT
+
+
+def _mean(g: Graph, x: Value, dims: list[int], keepdims: bool) -> Value:
+    if g.opset < 18:
+        return g.op("ReduceMean", x, axes_i=dims, keepdims_i=int(keepdims))
+    return g.op("ReduceMean", x, g.op("Constant", value_t=torch.tensor(dims)), keepdims_i=int(keepdims))
+
+
+def _mean_and_variance(g: Graph, x: Value, dims: list[int], keepdims: bool) -> tuple[Value, Value]:
+    centered = g.op("Sub", x, _mean(g, x, dims, keepdims=True))
+    return _mean(g, x, dims, keepdims), _mean(g, g.op("Mul", centered, centered), dims, keepdims)
+
+
+def _rstd(g: Graph, variance: Value, eps: float) -> Value:
+    eps_like_it = _cast(g, g.op("Constant", value_t=torch.tensor(eps)), JitScalarType.from_value(variance))
+    return g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, eps_like_it)))
+
+
+@parse_args("v", "is", "v", "v", "f")
+def layer_norm(g: Graph, input: Value, normalized_shape: list[int], weight: Value, bias: Value, eps: float) -> Value:
+    """``normext::layer_norm``."""
+    own = JitScalarType.from_value(input)
+    parameters = (JitScalarType.from_value(p) for p in (weight, bias) if not _is_none(p))
+    x = _cast(g, input, next(parameters, own))
+    return _cast(g, _torch(g, "layer_norm")(g, x, normalized_shape, weight, bias, eps, False), own)
+
+
+@parse_args("v", "is", "v", "v", "f")
+def layer_norm_forward(
+    g: Graph, input: Value, normalized_shape: list[int], weight: Value, bias: Value, eps: float
+) -> tuple[Value, Value, Value]:
+    """``normext::layer_norm_forward``."""
+    x, dims = _cast(g, input, _statistics_type(input)), list(range(-len(normalized_shape), 0))
+    mean, variance = _mean_and_variance(g, x, dims, keepdims=True)
+    return layer_norm(g, input, normalized_shape, weight, bias, eps), mean, _rstd(g, variance, eps)
+
+
+@parse_args("v", "v", "v", "v", "v", "b", "f", "f")
+def batch_norm(
+    g: Graph,
+    input: Value,
+    running_mean: Value,
+    running_var: Value,
+    weight: Value,
+    bias: Value,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Value:
+    """``normext::batch_norm``."""
+    if _is_none(running_mean):  # in training, then, where torch's translation would ask for the size of the batch
+        return batch_norm_forward(g, input, running_mean, running_var, weight, bias, training, eps)[0]
+    own, computed = JitScalarType.from_value(input), _statistics_type(input)
+    tensors = (_cast(g, t, computed) for t in (input, weight, bias, running_mean, running_var))
+    return _cast(g, _torch(g, "batch_norm")(g, *tensors, training, momentum, eps, False), own)
+
+
+@parse_args("v", "v", "v", "v", "v", "b", "f")
+def batch_norm_forward(
+    g: Graph,
+    input: Value,
+    running_mean: Value,
+    running_var: Value,
+    weight: Value,
+    bias: Value,
+    training: bool,
+    eps: float,
+) -> tuple[Value, Value, Value, Value]:
+    """``normext::batch_norm_forward``: given the batch's statistics for running ones, ONNX's inference is training."""
+    computed = _statistics_type(input)
+    if training:
+        x, dims = _cast(g, input, computed), [0, *range(2, input.type().dim())]
+        mean, variance = _mean_and_variance(g, x, dims, keepdims=False)
+    else:
+        mean, variance = (_cast(g, running, computed) for running in (running_mean, running_var))
+    output = batch_norm(g, input, mean, variance, weight, bias, False, 0.0, eps)
+    var = variance if training else g.op("Constant", value_t=torch.empty(0, dtype=computed.dtype()))
+    return output, mean, _rstd(g, variance, eps), var
+
+
+for symbolic in (layer_norm, layer_norm_forward, batch_norm, batch_norm_forward):
+    register_custom_op_symbolic(f"normext::{symbolic.__name__}", symbolic, OLDEST_OPSET)

@@ -1,0 +1,187 @@
+"""The norms of distributed tensors, on two processes: results and gradients are one process's, and what needs no
+communication has none.
+
+The processes are started once and run every case; the tests look at what they report.
+"""
+
+import copy
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import normext
+
+if not dist.is_available():
+    pytest.skip("torch is built without torch.distributed", allow_module_level=True)
+
+from torch.distributed.tensor import (
+    DeviceMesh,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+    init_device_mesh,
+)
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
+
+SHAPE = (4, 6, 8)
+
+
+def _norm(make: Callable[..., nn.Module], *args: object, training: bool = True, **kwargs: object) -> nn.Module:
+    module = make(*args, **kwargs).double().train(training)
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, 0.5, 2)
+    return module
+
+
+NORMS = {
+    "layer_norm": lambda: _norm(normext.LayerNorm, 8),
+    "layer_norm-no_affine": lambda: _norm(normext.LayerNorm, 8, elementwise_affine=False),
+    "layer_norm-two_dims-no_affine": lambda: _norm(normext.LayerNorm, (6, 8), elementwise_affine=False),
+    "layer_norm-two_dims-no_bias": lambda: _norm(normext.LayerNorm, (6, 8), bias=False),
+    "batch_norm-eval": lambda: _norm(normext.BatchNorm1d, 6, training=False),
+    "batch_norm": lambda: _norm(normext.BatchNorm1d, 6),
+    "batch_norm-no_affine": lambda: _norm(normext.BatchNorm1d, 6, affine=False),
+    "batch_norm-no_running": lambda: _norm(normext.BatchNorm1d, 6, track_running_stats=False),
+}
+
+# Dimensions of the input that each norm can be sharded over as it is.
+LOCAL = {
+    "layer_norm": (0, 1),
+    "layer_norm-no_affine": (0, 1),
+    "layer_norm-two_dims-no_affine": (0,),
+    "layer_norm-two_dims-no_bias": (0,),
+    "batch_norm-eval": (0, 1, 2),
+    "batch_norm": (1,),
+    "batch_norm-no_affine": (1,),
+    "batch_norm-no_running": (1,),
+}
+
+
+def _check(name: str, dim: int, mesh: DeviceMesh) -> None:
+    """Output, gradients and buffers, to the second order, with the input sharded over ``dim``."""
+    alone, x = NORMS[name](), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
+    by_channel = Shard(0) if dim == 1 and "batch_norm" in name else Replicate()
+
+    def distribute(_: str, module: nn.Module, mesh: DeviceMesh) -> None:
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, key, nn.Parameter(distribute_tensor(parameter.detach(), mesh, [by_channel])))
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            placement = by_channel if buffer.dim() else Replicate()
+            module.register_buffer(key, distribute_tensor(buffer, mesh, [placement]))
+
+    shared = distribute_module(copy.deepcopy(alone), mesh, distribute)
+    sharded = distribute_tensor(x.detach(), mesh, [Shard(dim)]).requires_grad_()
+    y = alone(x)
+    with CommDebugMode() as communication:
+        output = shared(sharded)
+        cotangent = torch.randn(SHAPE, dtype=torch.float64)
+        given = distribute_tensor(cotangent, mesh, output.placements).requires_grad_()
+        communication.comm_counts.clear()  # distribute_tensor's
+        output.backward(given, create_graph=True)
+    if dim in LOCAL[name]:
+        assert output.placements == sharded.grad.placements == (Shard(dim),)
+        gradient = Shard(0) if by_channel == Shard(0) else Partial()
+        assert all(parameter.grad.placements == (gradient,) for parameter in shared.parameters())
+        assert not communication.get_total_counts()
+    y.backward(cotangent.requires_grad_(), create_graph=True)
+    pairs = [(output, y), (sharded.grad, x.grad)]
+    pairs += [(a.grad, b.grad) for a, b in zip(shared.parameters(), alone.parameters(), strict=True)]
+    pairs += list(zip(shared.buffers(), alone.buffers(), strict=True))
+    for tensor in (sharded, x):
+        first, tensor.grad = tensor.grad, None
+        first.square().sum().backward()
+    pairs += [(given.grad, cotangent.grad)]
+    if x.grad is not None:  # evaluation is linear
+        pairs += [(sharded.grad, x.grad)]
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual.full_tensor(), expected)
+
+
+def _sequence_parallel(mesh: DeviceMesh) -> None:
+    """Each process has a part of the sequence; gradients of the parameters add up."""
+    alone, x = NORMS["layer_norm"](), torch.randn(SHAPE, dtype=torch.float64)
+    model = parallelize_module(
+        nn.Sequential(copy.deepcopy(alone)), mesh, {"0": SequenceParallel(use_local_output=True)}
+    )
+    part = x.chunk(2, dim=1)[mesh.get_local_rank()].clone().requires_grad_()
+    model(part).square().sum().backward()
+    x.requires_grad_()
+    alone(x).square().sum().backward()
+    torch.testing.assert_close(part.grad, x.grad.chunk(2, dim=1)[mesh.get_local_rank()])
+    for actual, expected in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad.full_tensor(), expected.grad)
+
+
+def _two_dimensional_mesh(_: DeviceMesh) -> None:
+    """A layout for each dimension of the mesh."""
+    mesh = init_device_mesh("cpu", (2, 1))
+    x, weight = torch.randn(SHAPE), torch.randn(8)
+    sharded, replicated = distribute_tensor(x, mesh, [Shard(0), Shard(1)]), distribute_tensor(weight, mesh)
+    output = normext.layer_norm(sharded, [8], replicated)
+    assert output.placements == (Shard(0), Shard(1))
+    torch.testing.assert_close(output.full_tensor(), normext.layer_norm(x, [8], weight))
+
+
+def _inference(mesh: DeviceMesh) -> None:
+    """The operator itself, which inference mode does not take apart."""
+    x = torch.randn(SHAPE)
+    sharded = distribute_tensor(x, mesh, [Shard(0)])
+    with torch.inference_mode():
+        torch.testing.assert_close(normext.layer_norm(sharded, [8]).full_tensor(), normext.layer_norm(x, [8]))
+        output = normext.batch_norm(sharded, None, None, training=True)
+        torch.testing.assert_close(output.full_tensor(), normext.batch_norm(x, None, None, training=True))
+
+
+def _different_running_placements(mesh: DeviceMesh) -> None:
+    """A tensor that is written to cannot be redistributed first."""
+    x = distribute_tensor(torch.randn(SHAPE), mesh, [Replicate()])
+    mean, var = (distribute_tensor(torch.ones(6), mesh, [placement]) for placement in (Shard(0), Replicate()))
+    with pytest.raises(RuntimeError, match="running_mean and running_var of the same placements"):
+        normext.batch_norm(x, mean, var, training=True)
+
+
+CASES: dict[str, Callable[[DeviceMesh], None]] = {
+    f"{name}-{dim}": lambda mesh, name=name, dim=dim: _check(name, dim, mesh) for name in NORMS for dim in range(3)
+}
+CASES |= {
+    case.__name__[1:]: case
+    for case in (_sequence_parallel, _two_dimensional_mesh, _inference, _different_running_placements)
+}
+
+
+def _run_cases(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder}/store")
+    mesh = init_device_mesh("cpu", (2,))
+    reports = {}
+    for name, case in CASES.items():
+        torch.manual_seed(0)
+        try:
+            case(mesh)
+        except Exception:
+            reports[name] = traceback.format_exc()
+    torch.save(reports, Path(folder) / f"{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[dict[str, str]]:
+    """What went wrong in each process, by case."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_run_cases, (folder,), nprocs=2)
+        return [torch.load(Path(folder) / str(rank)) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes(reports: list[dict[str, str]], name: str) -> None:
+    for rank, report in enumerate(reports):
+        assert name not in report, f"process {rank}: {report[name]}"
