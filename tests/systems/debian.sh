@@ -24,7 +24,7 @@ git ls-files -z --cached --others --exclude-standard | tar --null --files-from -
 unshare --fork --pid --root "$root" --mount-proc env -u CMAKE_ARGS HOME=/root LC_ALL=C.UTF-8 bash -euxc '
 cd /normext
 [ -e /venv ] || python3 -m venv /venv
-/venv/bin/pip install --quiet ${TORCH:-torch} "setuptools>=77" cmake ninja pytest hypothesis expecttest
+/venv/bin/pip install --quiet ${TORCH:-torch} numpy "setuptools>=77" cmake ninja pytest hypothesis expecttest
 time /venv/bin/pip install --no-build-isolation -v .
 . /venv/bin/activate
 python -m normext
