@@ -1,9 +1,10 @@
 """The norms under ``torch.func`` transforms and forward-mode AD, which refuse derivatives written in C++.
 
 What is differentiated here is the bare normalization ``x̂ = (x - mean) * rstd``; weight and bias are applied by
-torch's own operators, which every transform knows. Its Jacobian ``J`` is symmetric, so one kernel, the backward, serves
-as reverse and as forward derivative; ``J``'s own derivative is ``torch.ops.normext.second_derivative``, differentiable
-to every order. Under vmap the mapped dimension joins the rows (LayerNorm) or the channels (BatchNorm).
+torch's own operators, which every transform knows. Its Jacobian ``J`` is symmetric: the kernel of the backward is its
+own transpose. ``J``'s derivative is ``torch.ops.normext.second_derivative``, differentiable to every order. Under vmap
+the mapped dimension joins the rows (LayerNorm) or the channels (BatchNorm). Where a forward-mode level is in force, and
+where autograd functions are refused, all of it is composed of torch's operators.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch._C._functorch import get_dynamic_layer_stack_depth
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+
+from normext import _C
 
 ops = torch.ops.normext
 
@@ -28,6 +31,15 @@ def _functionalizing() -> bool:
     """Whether torch.func.functionalize is among the transforms in force."""
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     return any(transform.key() == torch._C._functorch.TransformType.Functionalize for transform in transforms)
+
+
+def _composing() -> bool:
+    """Whether all must be composed of torch's operators, which is right for every nesting of transforms.
+
+    torch runs the forward derivative of an autograd function with forward-mode AD off, and so cannot nest it; compilers
+    and functionalize refuse autograd functions.
+    """
+    return forward_ad._current_level >= 0 or is_compiling() or _functionalizing()
 
 
 Normalized = tuple[Tensor, ...]  # x̂, mean and rstd, and the variance of channels; only x̂ carries a derivative
@@ -115,18 +127,13 @@ class _Normalize(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Statistics], output: Normalized) -> None:
         x, ctx.statistics = inputs
         _, mean, rstd, *_ = output
-        ctx.statistics_tangents = [None] * len(output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(x, mean, rstd)
-        ctx.save_for_forward(x, mean, rstd)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        return _Jacobian.apply(grad_output, *ctx.saved_tensors, ctx.statistics), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        return _Jacobian.apply(tangent, *ctx.saved_tensors, ctx.statistics), *ctx.statistics_tangents
+        x, mean, rstd = ctx.saved_tensors
+        return _jacobian(grad_output, x, mean, rstd, ctx.statistics), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, statistics: Statistics) -> tuple[Any, Any]:
@@ -146,28 +153,13 @@ class _Jacobian(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, ctx.statistics = inputs
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-
-    @staticmethod
-    def _second(ctx: Any, a: Tensor) -> Tensor:
-        v, x, _, _ = ctx.saved_tensors
-        return ops.second_derivative(x, a, v, ctx.statistics.dim(x), ctx.statistics.eps)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        _, x, mean, rstd = ctx.saved_tensors
-        to_v = _Jacobian.apply(grad_output, x, mean, rstd, ctx.statistics)
-        return to_v, _Jacobian._second(ctx, grad_output), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, v_tangent: Tensor | None, x_tangent: Tensor | None, *_: Any) -> Tensor:
-        _, x, mean, rstd = ctx.saved_tensors
-        tangents = []
-        if v_tangent is not None:
-            tangents.append(_Jacobian.apply(v_tangent, x, mean, rstd, ctx.statistics))
-        if x_tangent is not None:
-            tangents.append(_Jacobian._second(ctx, x_tangent))
-        return sum(tangents[1:], tangents[0])
+        v, x, mean, rstd = ctx.saved_tensors
+        to_v = _jacobian(grad_output, x, mean, rstd, ctx.statistics)
+        to_x = ops.second_derivative(x, grad_output, v, ctx.statistics.dim(x), ctx.statistics.eps)
+        return to_v, to_x, None, None, None
 
     @staticmethod
     def vmap(
@@ -177,15 +169,39 @@ class _Jacobian(torch.autograd.Function):
         return statistics.unfold(_Jacobian.apply(*folded, statistics), info.batch_size), 0
 
 
-def _normalize(x: Tensor, statistics: Statistics) -> Normalized:
-    """x̂(x) and its statistics; in torch's operators where compilers and functionalize refuse autograd functions."""
-    if not (is_compiling() or _functionalizing()):
-        return _Normalize.apply(x, statistics)
-    dim = statistics.dim(x)
+def _compose(x: Tensor, statistics: Statistics) -> Normalized:
+    """x̂, mean, rstd and variance in torch's operators; in float64, where no square of a float32 overflows."""
+    dim, x = statistics.dim(x), x.double()
     mean = x.mean(dim, keepdim=True)
     var = (x - mean).square().mean(dim, keepdim=True)
     rstd = (var + statistics.eps).rsqrt()
-    return (x - mean) * rstd, *(statistic.detach().flatten() for statistic in (mean, rstd, var))
+    return (x - mean) * rstd, mean, rstd, var
+
+
+def _normalize(x: Tensor, statistics: Statistics) -> Normalized:
+    """x̂(x), in float64 where it is composed, and its statistics."""
+    if not _composing():
+        return _Normalize.apply(x, statistics)
+    normalized, *taken = _compose(x, statistics)
+    return normalized, *(statistic.detach().flatten().to(x.dtype) for statistic in taken)
+
+
+def _jacobian(v: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, statistics: Statistics) -> Tensor:
+    """J(x) v; transforms may be in force that were not when x̂(x) was computed."""
+    if not _composing():
+        return _Jacobian.apply(v, x, mean, rstd, statistics)
+    (normalized, _, rstd, _), dim = _compose(x, statistics), statistics.dim(x)
+    shared = v.mean(dim, keepdim=True) + normalized * (v * normalized).mean(dim, keepdim=True)
+    return (rstd * (v - shared)).to(x.dtype)
+
+
+def _check_not_differentiated(name: str, statistic: Tensor | None, training: bool) -> None:
+    """Refuses, as torch does, running statistics that any of the transforms in force would differentiate."""
+    layer = statistic
+    while layer is not None:
+        _C.check_not_differentiated(name, layer, training)
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(layer)
+        layer = torch._C._functorch.get_unwrapped(layer) if wrapped else None
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -205,6 +221,8 @@ def layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """:func:`normext.layer_norm`, transformable."""
+    if not is_compiling():
+        _C.check_layer_norm(input, normalized_shape, weight, bias, eps)
     statistics = LayerStatistics(tuple(normalized_shape), eps)
     normalized = _normalize(_wide(input), statistics)[0]
     return _affine(normalized, weight, bias, input.dtype)
@@ -221,16 +239,19 @@ def batch_norm(
     eps: float,
 ) -> Tensor:
     """:func:`normext.batch_norm`, transformable. Running statistics under vmap must be mapped too, as in torch."""
-    channel_shape = [1, -1] + [1] * (input.dim() - 2)
+    if not is_compiling():
+        _C.check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        _check_not_differentiated("running_mean", running_mean, training)
+        _check_not_differentiated("running_var", running_var, training)
+    channel_shape = [1, -1] + [1] * (input.dim() - 2) if input.dim() > 1 else [-1]
     x = _wide(input)
-    if not training:
-        if running_mean is None or running_var is None:
-            raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
+    if training:
+        normalized, mean, _, var = _normalize(x, ChannelStatistics(eps))
+        if running_mean is not None and running_var is not None and x.numel() > 0:
+            ops.batch_norm_update_stats(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+    else:
+        assert running_mean is not None and running_var is not None, "they have been checked"
         rstd = torch.rsqrt(_wide(running_var) + eps)
         normalized = (x - running_mean.view(channel_shape)) * rstd.view(channel_shape)
-    else:
-        normalized, mean, _, var = _normalize(x, ChannelStatistics(eps))
-        if running_mean is not None and running_var is not None:
-            ops.batch_norm_update_stats(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     weight, bias = (None if p is None else p.view(channel_shape) for p in (weight, bias))
     return _affine(normalized, weight, bias, input.dtype)

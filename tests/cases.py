@@ -75,7 +75,7 @@ class Case:
 
     def plain(self, *inputs: Tensor) -> Tensor:
         """The norm by elementary operations."""
-        return self._call(_PLAIN, inputs)
+        return self._call(PLAIN, inputs)
 
     def arguments(self, x: Tensor, *given: Tensor) -> tuple:
         """All arguments of the functions and of the public operators, in their order, with the defaults left out."""
@@ -95,7 +95,9 @@ class Case:
         return getattr(library, self.norm)(*self.arguments(*inputs))
 
 
-class _PLAIN:
+class PLAIN:
+    """The norms by elementary operations."""
+
     layer_norm = staticmethod(layer_norm)
     batch_norm = staticmethod(batch_norm)
 

@@ -1,6 +1,7 @@
 """Derivatives of every kind and order, for every combination of norm, mode and parameters."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -9,11 +10,11 @@ from typing import Any
 import pytest
 import reference
 import torch
-from cases import CASES, Case
+from cases import CASES, PLAIN, Case
 from inputs import gradients, leaves, parameters, running, values
 from reference import assert_close
 from torch import Tensor, func
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import normext
@@ -119,6 +120,91 @@ TRANSFORMS = {
 def test_transforms(device: str, transform: Callable, case: Case) -> None:
     inputs = tuple(t.detach() for t in case.inputs(device))
     torch.testing.assert_close(transform(case.ours, inputs), transform(case.plain, inputs))
+
+
+# Nestings, to the fourth order. Each letter takes a function of the inputs to another one: a derivative in a fixed
+# direction, forward or reverse, or the sum over a batch.
+
+Function = Callable[..., Tensor]
+LETTERS: dict[str, Callable[[Function], Function]] = {
+    "F": lambda f: lambda *x: func.jvp(f, x, tangents(x))[1].sin(),
+    "R": lambda f: (
+        lambda *x: sum((g * t).sin().sum() for g, t in zip(func.grad(f, numbers(x))(*x), tangents(x), strict=True))
+    ),
+    "D": lambda f: lambda *x: dual(f, x).sin(),
+    "V": lambda f: lambda *x: func.vmap(f)(*batch(x)).sum(),
+}
+WORDS = ["".join(word) for length in (2, 3, 4) for word in itertools.product("FR", repeat=length)]
+WORDS += [word for word in map("".join, itertools.product("FRV", repeat=3)) if word.count("V") == 1]
+WORDS += ["DR", "DRR", "DVR", "FRRV", "VFRR", "RVFF", "FFVR", "VFFF"]
+
+
+def dual(function: Function, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The derivative in a fixed direction by forward_ad itself, which has one level only."""
+    with forward_ad.dual_level():
+        output = function(*map(forward_ad.make_dual, inputs, tangents(inputs)))
+        return forward_ad.unpack_dual(output).tangent
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.affine[0] == case.affine[1]], ids=str)
+@pytest.mark.parametrize("word", WORDS)
+def test_nestings(device: str, word: str, case: Case) -> None:
+    inputs = tuple(t.detach()[:3] for t in case.inputs(device))
+    found, expected = loss(case.ours), loss(case.plain)
+    for letter in reversed(word):
+        found, expected = LETTERS[letter](found), LETTERS[letter](expected)
+    torch.testing.assert_close(found(*inputs), expected(*inputs))
+
+
+JACOBIANS = {
+    "jacfwd of hessian": lambda f, n: func.jacfwd(func.hessian(f, n), n),
+    "jacrev of jacfwd of jacrev": lambda f, n: func.jacrev(func.jacfwd(func.jacrev(f, n), n), n),
+    "jacfwd of jacfwd of jacfwd": lambda f, n: func.jacfwd(func.jacfwd(func.jacfwd(f, n), n), n),
+    "hessian of hessian": lambda f, n: func.hessian(func.hessian(f)),
+}
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "batch_norm"])
+@pytest.mark.parametrize("jacobian", JACOBIANS.values(), ids=JACOBIANS.keys())
+def test_whole_tensors_of_derivatives(device: str, jacobian: Callable, norm: str) -> None:
+    inputs = (values(4, 2, dtype=torch.float64, device=device), *parameters((True, True), 2, dtype=torch.float64))
+    rest = {"layer_norm": lambda w, b: ([2], w, b), "batch_norm": lambda w, b: (None, None, w, b, True)}[norm]
+    found, expected = (
+        jacobian(loss(lambda x, w, b: getattr(f, norm)(x, *rest(w, b))), (0, 1, 2))(*inputs)  # noqa: B023
+        for f in (normext, PLAIN)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@cases
+def test_forward_mode_over_a_graph_made_before(device: str, case: Case) -> None:
+    inputs = case.inputs(device)
+    cotangent, tangent = (torch.randn_like(inputs[0]) for _ in range(2))
+
+    def by_autograd(norm: Function) -> list[Tensor]:
+        output = norm(*inputs)
+        with forward_ad.dual_level():
+            found = torch.autograd.grad(output, inputs, forward_ad.make_dual(cotangent, tangent))
+            return [forward_ad.unpack_dual(t).tangent for t in found]
+
+    def by_func(norm: Function) -> list[Tensor]:
+        pullback = func.vjp(norm, *(t.detach() for t in inputs))[1]
+        first = lambda v: func.jvp(lambda u: [t.sin() for t in pullback(u)], (v,), (tangent,))[1]  # noqa: E731
+        return [*first(cotangent), *func.jvp(first, (cotangent,), (tangent,))[1]]
+
+    torch.testing.assert_close(by_autograd(case.ours), by_autograd(case.plain))
+    torch.testing.assert_close(by_func(case.ours), by_func(case.plain))
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "batch_norm"])
+@pytest.mark.parametrize("offset", [(1e30, 0.0), (1.0, 1e6)], ids=str)
+def test_forward_mode_is_exact_far_from_zero(device: str, norm: str, offset: tuple[float, float]) -> None:
+    x = values(4, 6, device=device) * offset[0] + offset[1]
+    tangent = torch.randn_like(x) * offset[0]
+    rest = ([6],) if norm == "layer_norm" else (None, None, None, None, True)
+    found = func.jvp(lambda t: getattr(normext, norm)(t, *rest), (x,), (tangent,))
+    expected = func.jvp(lambda t: getattr(PLAIN, norm)(t, *rest), (x.double(),), (tangent.double(),))
+    torch.testing.assert_close(found, tuple(t.float() for t in expected))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if any(case.affine)], ids=str)

@@ -264,11 +264,6 @@ void call_update_stats(const Tensor& running_mean, const Tensor& running_var, co
 }
 
 // ------------------------------------------------------------------------------------------------ derivatives
-void check_not_differentiated(const MaybeTensor& running_mean, const MaybeTensor& running_var) {
-  torch::autograd::check_no_requires_grad(running_mean, "running_mean", "batch_norm");
-  torch::autograd::check_no_requires_grad(running_var, "running_var", "batch_norm");
-}
-
 struct BatchNormDerivative {
   static constexpr const char* kName = "BatchNormBackward";
   double eps;
@@ -330,7 +325,8 @@ struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFu
 
 Forward forward_autograd(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                          const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training, double eps) {
-  check_not_differentiated(running_mean, running_var);
+  if (running_mean) check_not_differentiated("running_mean", *running_mean, training);
+  if (running_var) check_not_differentiated("running_var", *running_var, training);
   const auto forward = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(input, running_mean, running_var, maybe_weight, maybe_bias, training, eps);
@@ -403,7 +399,13 @@ Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const Ma
 void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                       const MaybeTensor& weight, const MaybeTensor& bias, bool training, double, double eps) {
   check(input, {running_mean, running_var, weight, bias}, training, eps);
-  check_not_differentiated(running_mean, running_var);
+}
+
+void check_not_differentiated(const char* name, const Tensor& statistic, bool training) {
+  torch::autograd::check_no_requires_grad(statistic, name, "batch_norm");
+  TORCH_CHECK(
+      training || !have_tangents(statistic),
+      "batch_norm is not differentiable wrt running_mean and running_var, they cannot have forward grad defined");
 }
 
 TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) { m.impl("batch_norm", composite); }

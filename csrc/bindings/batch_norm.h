@@ -11,4 +11,8 @@ Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const Ma
 void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                       const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps);
 
+// Throws what torch throws for running statistics that a derivative is asked of. Training does not read them: a tangent
+// is then let be.
+void check_not_differentiated(const char* name, const Tensor& statistic, bool training);
+
 }  // namespace normext
