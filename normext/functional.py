@@ -42,8 +42,9 @@ def layer_norm(
     Raises:
         RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
     """
-    if is_compiling() and not transforms.active():
-        return torch.ops.normext.layer_norm(input, normalized_shape, weight, bias, eps)
+    if is_compiling():
+        norm = transforms.layer_norm if transforms.compiled() else torch.ops.normext.layer_norm
+        return norm(input, normalized_shape, weight, bias, eps)
     if has_torch_function_variadic(input, weight, bias):
         tensors = (input, weight, bias)
         return handle_torch_function(layer_norm, tensors, input, normalized_shape, weight=weight, bias=bias, eps=eps)
@@ -86,8 +87,9 @@ def batch_norm(
         ValueError: in training with a single value per channel, or if eps is out of its range.
         RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
     """
-    if is_compiling() and not transforms.active():
-        return torch.ops.normext.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if is_compiling():
+        norm = transforms.batch_norm if transforms.compiled() else torch.ops.normext.batch_norm
+        return norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
         tensors = (input, running_mean, running_var, weight, bias)
         return handle_torch_function(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_dynamic_layer_stack_depth
+from torch._C._functorch import CInterpreter, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
@@ -24,7 +24,12 @@ ops = torch.ops.normext
 
 def active() -> bool:
     """Whether a torch.func transform or a forward-mode AD level is in force."""
-    return get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def compiled() -> bool:
+    """The same within what torch.compile traces: it takes whatever a call returns for something, not for None."""
+    return isinstance(peek_interpreter_stack(), CInterpreter) or forward_ad._current_level >= 0
 
 
 def _functionalizing() -> bool:

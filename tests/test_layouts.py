@@ -7,6 +7,7 @@ import pytest
 import torch
 from inputs import leaves, parameters, running, values
 from torch import Tensor, nn
+from torch.utils.mkldnn import to_mkldnn
 
 import normext
 
@@ -123,9 +124,9 @@ def test_mkldnn_batch_norm(shape: tuple[int, ...], inference: bool) -> None:
 def test_mkldnn_models() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), normext.BatchNorm2d(4), nn.ReLU()).eval()
     x = values(2, 3, 6, 6)
-    torch.testing.assert_close(torch.utils.mkldnn.to_mkldnn(copy.deepcopy(model))(x.to_mkldnn()).to_dense(), model(x))
+    torch.testing.assert_close(to_mkldnn(copy.deepcopy(model))(x.to_mkldnn()).to_dense(), model(x))
     packed = copy.deepcopy(model)
-    packed[0] = torch.utils.mkldnn.to_mkldnn(packed[0])
+    packed[0] = to_mkldnn(packed[0])
     torch.testing.assert_close(packed(x.to_mkldnn()).to_dense(), model(x))
 
 
