@@ -21,6 +21,8 @@ def _functionalized(
     Statistics that a function under ``torch.func.functionalize`` has captured are updated at once, as torch's own are.
     """
     if torch._is_functional_tensor(running_mean):
+        statistics = (running_mean, running_var, mean, var)
+        ops.batch_norm_update_stats.default._op_dk(torch._C.DispatchKey.Meta, *statistics, count, momentum)  # checks
         for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
             running.copy_((1 - momentum) * running.to(batch.dtype) + momentum * batch)
         return

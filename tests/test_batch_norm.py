@@ -1,6 +1,7 @@
 """BatchNorm's kernels, every implementation of them, against the float64 reference."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import reference
@@ -281,6 +282,20 @@ def test_update_is_the_operator(backend: str) -> None:
     ops.batch_norm_update_stats(*theirs, mean, var, 4 * 9, 0.3)
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("way", [lambda f: f, torch.func.functionalize], ids=["eager", "functionalize"])
+def test_update_checks_its_arguments(way: Callable, device: str) -> None:
+    def update(running_size: int, dtype: torch.dtype) -> None:
+        stats = [torch.ones(size, dtype=dtype, device=device) for size in (running_size, 3)]
+        batch = torch.ones(3, device=device)
+        way(lambda *tensors: ops.batch_norm_update_stats(*tensors, 8, 0.1))(*stats, batch, batch)
+
+    update(3, torch.bfloat16)
+    with pytest.raises(RuntimeError, match="running_mean should contain 3 elements not 1"):
+        update(1, torch.float32)
+    with pytest.raises(RuntimeError, match="expected mean and var of Double, but got Float and Float"):
+        update(3, torch.float64)
 
 
 @modes
