@@ -1,7 +1,7 @@
 #include "cuda.h"
 
 #include "ops/batch_norm.h"
-#include "ops/layer_norm.h"
+#include "ops/row_norm.h"
 
 #ifdef NORMEXT_CUDA
 #include <c10/cuda/CUDAGuard.h>

@@ -7,7 +7,7 @@
 
 #include "double_backward.h"
 #include "norm_node.h"
-#include "ops/layer_norm.h"
+#include "ops/row_norm.h"
 
 namespace normext {
 namespace {

@@ -1,4 +1,4 @@
-#include "isa.h"
+#include "cpu/isa.h"
 
 namespace normext::cpu {
 

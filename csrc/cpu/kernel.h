@@ -3,7 +3,7 @@
 // A kernel source specializes run for its ops in its own namespace, and ends with a line for each:
 //   template void normext::cpu::run_on<normext::cpu::kIsa>(const Op&, int);
 #pragma once
-#include "isa.h"
+#include "cpu/isa.h"
 
 namespace normext::cpu {
 

@@ -6,7 +6,7 @@
 // otherwise; weight and bias and the running statistics are of `param_dtype`, which is dtype, or float32 where dtype is
 // a half type.
 #pragma once
-#include "types.h"
+#include "ops/types.h"
 
 namespace normext {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "ops/batch_norm.h"
-#include "ops/layer_norm.h"
+#include "ops/row_norm.h"
 
 namespace normext::test {
 

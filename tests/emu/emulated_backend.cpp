@@ -3,7 +3,7 @@
 // module itself knows nothing of it.
 #include "cpu/isa.h"
 #include "ops/batch_norm.h"
-#include "ops/layer_norm.h"
+#include "ops/row_norm.h"
 #include "run_emulated.h"
 
 namespace normext::cpu {

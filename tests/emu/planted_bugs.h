@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "platform.cuh"
+#include "cuda/elements/platform.cuh"
 
 namespace normext::test {
 

@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "platform.cuh"
+#include "cuda/elements/platform.cuh"
 
 namespace {
 

@@ -87,11 +87,11 @@ def compile_program(name: str, sources: list[Path]) -> Path:
     """Compiles a program with the sanitizers, unless it is newer than all it is made from."""
     skip_without_means()
     program = OUTPUT / name
-    made_from = [Path(__file__), ROOT / "csrc/cuda/platform.cuh", *HERE.glob("*.h"), *sources]
+    made_from = [Path(__file__), ROOT / "csrc/cuda/elements/platform.cuh", *HERE.glob("*.h"), *sources]
     if program.exists() and all(program.stat().st_mtime > source.stat().st_mtime for source in made_from):
         return program
     flags = ["-std=c++20", "-O1", "-g", "-fno-strict-aliasing", "-pthread", *SANITIZERS]
-    includes = ["-I", HERE, "-I", ROOT / "csrc/cuda", "-isystem", cuda_include()]
+    includes = ["-I", HERE, "-I", ROOT / "csrc", "-isystem", cuda_include()]
     result = run(COMPILER, *flags, *includes, *sources, "-o", program)
     assert result.returncode == 0, result.stdout[-8000:]
     return program

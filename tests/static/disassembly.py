@@ -132,14 +132,15 @@ def host_compiler() -> list[str]:
 
 
 def kernel_sources() -> list[Path]:
-    return sorted(SOURCES.glob("cuda/*.cu"))
+    return sorted(SOURCES.glob("cuda/*/*.cu"))
 
 
 def state_of_sources() -> str:
     """Tells whether a cubin is of these sources, this nvcc and these arguments."""
     state = hashlib.sha256(repr((nvcc_version(), FLAGS)).encode())
-    for path in sorted([*SOURCES.glob("cuda/*"), *SOURCES.glob("ops/*")]):
-        state.update(path.name.encode() + path.read_bytes())
+    for path in sorted([*SOURCES.glob("cuda/**/*"), *SOURCES.glob("ops/*")]):
+        if path.is_file():
+            state.update(path.name.encode() + path.read_bytes())
     return state.hexdigest()
 
 

@@ -1,0 +1,377 @@
+// batch_norm.cpp -- BatchNorm on the CPU: sums per channel, then one affine map per channel.
+#include "ops/batch_norm.h"
+
+#include "cpu/channels/channels.h"
+#include "cpu/elements/dtypes.h"
+#include "cpu/elements/scratch.h"
+#include "cpu/kernel.h"
+
+namespace normext::cpu::NORMEXT_ISA {
+
+// y = (x - high) * scale + shift. The mean is split into high + low, and low, which float32 cannot hold beside high, is
+// part of the shift: the difference is exact however far the mean is from zero.
+template <class T>
+struct Normalize {
+  static constexpr int kInputs = 1, kCoefficients = 3;
+  static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[3]) { return fma(in[0] - k[0], k[1], k[2]); }
+};
+
+// y = x * scale + shift, for half types where the mean is near zero: see near_zero. kNormal: no y is a subnormal
+// number.
+template <class T, bool kNormal>
+struct NormalizeNearZero {
+  static constexpr int kInputs = 1, kCoefficients = 2;
+  static auto apply(const Vector<T> (&in)[1], const Vector<T> (&k)[2]) {
+    if constexpr (kNormal)
+      return NormalFloats{fma(in[0], k[0], k[1])};
+    else
+      return fma(in[0], k[0], k[1]);
+  }
+};
+
+// They are none if the shift is no smaller than this: where x * scale, of 8 and 24 bits, comes so close to it that they
+// cancel, both and so their sum are multiples of 2^-32 of the power of two below it.
+constexpr float kNormalShift = 0x1p-90f;
+
+// dx = (dy + level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow in
+// float32 for deviations of 1e30.)
+template <class T>
+struct TrainingGradient {
+  static constexpr int kInputs = 2, kCoefficients = 5;  // dy, x; scale, mean, rstd, slope, level
+  static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[5]) {
+    return fma((in[1] - k[1]) * k[2], k[3], in[0] + k[4]) * k[0];
+  }
+};
+
+// dx = dy * scale + (x * slope + level), where the mean is near zero.
+template <class T>
+struct TrainingGradientNearZero {
+  static constexpr int kInputs = 2, kCoefficients = 3;  // dy, x; scale, slope, level
+  static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[3]) {
+    return fma(in[0], k[0], fma(in[1], k[1], k[2]));
+  }
+};
+
+// dx = dy * scale
+template <class T>
+struct EvaluationGradient {
+  static constexpr int kInputs = 1, kCoefficients = 1;
+  static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[1]) { return in[0] * k[0]; }
+};
+
+// kArrays arrays with an element for each of `size` channels, or channels of slices.
+template <class Number, int kArrays>
+class ChannelArrays {
+ public:
+  explicit ChannelArrays(int64_t size) : size_(size), numbers_(kArrays * size) {}
+  Number* operator[](int array) const { return numbers_ + array * size_; }
+
+  // The first few of the arrays, each from `begin`.
+  template <int kCount>
+  struct Arrays {
+    Number* at[kCount];
+  };
+  template <int kCount>
+  Arrays<kCount> first(int64_t begin) const {
+    Arrays<kCount> arrays;
+    for (int i = 0; i < kCount; ++i) arrays.at[i] = (*this)[i] + begin;
+    return arrays;
+  }
+
+ private:
+  int64_t size_;
+  Scratch<Number> numbers_;
+};
+
+// Loops over channels are plain, and g++ makes vector code of them: `ivdep` says that arrays do not overlap where they
+// are too many for it to find out.
+template <class T, class P>
+void forward(const BatchNormForward& op, int threads) {
+  using S = Scalar<T>;
+  const T* const in[1] = {static_cast<const T*>(op.input)};
+  const P *weight = static_cast<const P*>(op.weight), *bias = static_cast<const P*>(op.bias);
+  const P *running_mean = static_cast<const P*>(op.running_mean), *running_var = static_cast<const P*>(op.running_var);
+  S *mean = static_cast<S*>(op.mean), *rstd = static_cast<S*>(op.rstd), *var = static_cast<S*>(op.var);
+  const double eps = op.eps;
+
+  // A slice of float64 elements is still in cache when it is summed a second time.
+  const Channels channels(op.shape, threads, 1, sizeof(T), !running_mean, kTwoPasses<T> ? kCachedElements : 0);
+  const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
+  const ChannelArrays<S, 1> shifts(partials);
+  const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
+  const ChannelArrays<S, 5> coefficients(all);    // of Normalize, shift near zero, how far it is
+
+  // What FirstMomentSums are taken about, for all of a slice's channels.
+  const auto few = [&](int64_t slice) { return kTwoPasses<T> || channels.count(slice) < kFew; };
+  const auto choose_shift = [&](int64_t block, int64_t slice) {
+    S* const shift = shifts[0] + slice * all;
+    if (kDotSums<T>)
+      std::fill(shift + channels.channel_begin(block), shift + channels.channel_begin(block + 1), 0);
+    else
+      channels.sample(block, slice, in[0], shift);
+  };
+  // Sums again what was not sound.
+  const auto mend = [&](int64_t block, int64_t slice, bool summed) {
+    const int64_t begin = channels.channel_begin(block), end = channels.channel_begin(block + 1);
+    const double count = channels.count(slice);
+    S* const shift = shifts[0] + slice * all;
+    double *const first = sums[0] + slice * all, *const second = sums[1] + slice * all;
+    const auto sum = [&]<class Sum>() { channels.template reduce<Sum, T>(block, slice, in, {shift}, {first, second}); };
+    const auto all_sound = [&] {
+      int64_t unsound = 0;  // as wide as a double, for vector code
+      for (int64_t c = begin; c < end; ++c) unsound |= sound(count, first[c], second[c], eps) ? 0 : 1;
+      return unsound == 0;
+    };
+    if (summed && all_sound()) return;
+    if (kDotSums<T> && summed) {
+      channels.sample(block, slice, in[0], shift);
+      sum.template operator()<MomentSums<T>>();
+      if (all_sound()) return;
+    }
+    for (int64_t c = begin; c < end; ++c) shift[c] = load_one(in[0] + channels.first_element(c));
+    sum.template operator()<WideMomentSums<T>>();
+    if (!kTwoPasses<T>) return;
+    for (int64_t c = begin; c < end; ++c) shift[c] += first[c] / count;
+    sum.template operator()<WideMomentSums<T>>();
+  };
+  const auto reduce = [&](int64_t block, int64_t slice) {
+    const int64_t offset = slice * all;
+    if (few(slice)) return mend(block, slice, false);
+    choose_shift(block, slice);
+    channels.template reduce<FirstMomentSums<T>, T>(block, slice, in, {shifts[0] + offset},
+                                                    {sums[0] + offset, sums[1] + offset});
+    mend(block, slice, true);
+  };
+  const auto finish = [&](int64_t begin, int64_t end) {
+    const int64_t size = end - begin;
+    S weights[kFinishedAtOnce], biases[kFinishedAtOnce];
+    double means[kFinishedAtOnce], variances[kFinishedAtOnce];
+    if (running_mean) {
+      load_array(running_mean + begin, size, 0, weights);
+      load_array(running_var + begin, size, 0, biases);
+      for (int64_t i = 0; i < size; ++i) means[i] = weights[i], variances[i] = biases[i];
+    } else {
+      std::fill_n(means, size, 0);
+      std::fill_n(variances, size, 0);
+      double count = 0;
+      for (int64_t slice = 0; slice < channels.slices(); ++slice) {
+        const double more = channels.count(slice);
+        const int64_t offset = slice * all + begin;
+        const S* const about = shifts[0] + offset;
+        const double *const first = sums[0] + offset, *const second = sums[1] + offset;
+        for (int64_t i = 0; i < size; ++i) {
+          Moments total{count, means[i], variances[i]};
+          total += moments_from_sums(more, about[i], first[i], second[i]);
+          means[i] = total.mean;
+          variances[i] = total.m2;
+        }
+        count += more;
+      }
+      for (int64_t i = 0; i < size; ++i) variances[i] /= count;
+      for (int64_t i = 0; i < size; ++i) var[begin + i] = static_cast<S>(variances[i]);
+    }
+    load_array(weight ? weight + begin : nullptr, size, 1, weights);
+    load_array(bias ? bias + begin : nullptr, size, 0, biases);
+    S *const m = mean + begin, *const r = rstd + begin;
+    S *const high = coefficients[0] + begin, *const scale = coefficients[1] + begin;
+    S *const shift = coefficients[2] + begin, *const near_shift = coefficients[3] + begin;
+    S* const far = coefficients[4] + begin;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) {
+      const double exact_mean = means[i], exact_rstd = reciprocal_std(variances[i], eps);
+      high[i] = m[i] = static_cast<S>(exact_mean);
+      r[i] = static_cast<S>(exact_rstd);
+      const double factor = exact_rstd * weights[i], low = std::isinf(exact_mean) ? 0 : exact_mean - high[i];
+      scale[i] = static_cast<S>(factor);
+      shift[i] = static_cast<S>(biases[i] - low * factor);
+      near_shift[i] = static_cast<S>(biases[i] - exact_mean * factor);
+      far[i] = !near_zero(exact_mean, exact_rstd) ? 2 : std::abs(near_shift[i]) >= kNormalShift ? 0 : 1;
+    }
+  };
+  T* const y = static_cast<T*>(op.output);
+  // Calls f<Map>(coefficients) with the map that a block's channels allow.
+  const auto with_map = [&](int64_t block, const auto& f) {
+    const S* const near[2] = {coefficients[1], coefficients[3]};
+    const S* const anywhere[3] = {coefficients[0], coefficients[1], coefficients[2]};
+    if constexpr (sizeof(T) == 2) {
+      const S far = channels.largest(block, coefficients[4]);
+      if (far == 0) return f.template operator()<NormalizeNearZero<T, kLooksForSubnormals<T>>>(near);
+      if (far == 1) return f.template operator()<NormalizeNearZero<T, false>>(near);
+    }
+    f.template operator()<Normalize<T>>(anywhere);
+  };
+  const auto map = [&](int64_t block, int64_t slice) {
+    with_map(block, [&]<class Map>(const S* const(&k)[Map::kCoefficients]) {
+      channels.template map<Map, T>(block, slice, in, y, k);
+    });
+  };
+  const auto map_and_reduce = [&](int64_t block, int64_t slice) {
+    if (few(slice)) {
+      map(block, slice);
+      return reduce(block + 1, slice);
+    }
+    choose_shift(block + 1, slice);
+    const int64_t offset = slice * all;
+    with_map(block, [&]<class Map>(const S* const(&k)[Map::kCoefficients]) {
+      channels.template map_and_reduce<Map, FirstMomentSums<T>, T>(block, slice, in, y, k, {shifts[0] + offset},
+                                                                   {sums[0] + offset, sums[1] + offset});
+    });
+    mend(block + 1, slice, true);
+  };
+  channels.run(reduce, finish, map, map_and_reduce);
+}
+
+template <class T, class P>
+void backward(const BatchNormBackward& op, int threads) {
+  using S = Scalar<T>;
+  const T *dy = static_cast<const T*>(op.grad_output), *x = static_cast<const T*>(op.input);
+  const S *mean = static_cast<const S*>(op.mean), *rstd = static_cast<const S*>(op.rstd);
+  const P* weight = static_cast<const P*>(op.weight);
+  P *grad_weight = static_cast<P*>(op.grad_weight), *grad_bias = static_cast<P*>(op.grad_bias);
+  T* dx = static_cast<T*>(op.grad_input);
+
+  const bool sums_needed = grad_weight || grad_bias || op.training;
+  const Channels channels(op.shape, threads, 2, sizeof(T), sums_needed);
+  const int64_t all = op.shape.channels;
+  const double count = static_cast<double>(op.shape.batch * op.shape.plane);
+  const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);  // of GradientSums
+  const ChannelArrays<S, 6> coefficients(all);  // scale, slope, level; slope and level near zero, whether it is far
+
+  // Whether sums by dot products may do: the mean is near zero in units of the deviation, as in sound(). (In evaluation
+  // the deviation is a given number, and says nothing of x.)
+  const auto may_dot = [&](int64_t block) {
+    int64_t unsound = 0;  // as wide as a double, for vector code
+    for (int64_t c = channels.channel_begin(block); c < channels.channel_begin(block + 1); ++c)
+      unsound |= (std::abs(mean[c] * rstd[c]) <= 2) & (rstd[c] < 0x1p80f) ? 0 : 1;
+    return kDotSums<T> && op.training && unsound == 0;
+  };
+  // Makes sums of g * xhat out of those of g * x, and says whether these were sound. They make up for no rounding of
+  // the mean, which near zero is below theirs.
+  const auto settle = [&](int64_t block, int64_t slice) {
+    const int64_t offset = slice * all;
+    double *const g = sums[0] + offset, *const g_xhat = sums[1] + offset, *const xhat = sums[2] + offset;
+    const double n = channels.count(slice);
+    int64_t unsound = 0;
+    for (int64_t c = channels.channel_begin(block); c < channels.channel_begin(block + 1); ++c) {
+      unsound |= settle_products(n, mean[c], rstd[c], g[c], g_xhat[c]) ? 0 : 1;
+      xhat[c] = 0;
+    }
+    return unsound == 0;
+  };
+  using First = std::conditional_t<kDotSums<T>, DotProductSums<false>, GradientSums<T>>;
+  const auto sum = [&]<class Sum>(int64_t block, int64_t slice) {
+    channels.template reduce<Sum, T>(block, slice, {dy, x}, {mean, rstd},
+                                     sums.template first<Sum::kSums>(slice * all).at);
+  };
+  const auto reduce = [&](int64_t block, int64_t slice) {
+    if (may_dot(block)) {
+      sum.template operator()<First>(block, slice);
+      if (settle(block, slice)) return;
+    }
+    sum.template operator()<GradientSums<T>>(block, slice);
+  };
+  const auto finish = [&](int64_t begin, int64_t end) {
+    const int64_t size = end - begin;
+    const S *const m = mean + begin, *const r = rstd + begin;
+    S* const scale = coefficients[0] + begin;
+    load_array(weight ? weight + begin : nullptr, size, 1, scale);
+    for (int64_t i = 0; i < size; ++i)
+      scale[i] = static_cast<S>(static_cast<double>(r[i]) * static_cast<double>(scale[i]));
+    if (!sums_needed) return;
+    double *const g = sums[0] + begin, *const g_xhat = sums[1] + begin, *const xhat = sums[2] + begin;
+    for (int64_t slice = 1; slice < channels.slices(); ++slice)
+      for (double* const total : {g, g_xhat, xhat})
+        for (int64_t i = 0; i < size; ++i) total[i] += total[slice * all + i];
+    // In evaluation the mean is a given number, not the data's: nothing to correct.
+    if (!op.training) std::fill_n(xhat, size, 0);
+    S dw[kFinishedAtOnce], db[kFinishedAtOnce];
+    S *const slope = coefficients[1] + begin, *const level = coefficients[2] + begin;
+    S *const near_slope = coefficients[3] + begin, *const near_level = coefficients[4] + begin;
+    S* const far = coefficients[5] + begin;
+    const double n = count;  // a copy: what is referred to may change with every store
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) {
+      const Gradients total{g[i], g_xhat[i], xhat[i]};
+      const double offset = total.offset(n), corrected = total.corrected(n);
+      dw[i] = static_cast<S>(corrected);
+      db[i] = static_cast<S>(total.g);
+      const double exact_slope = -corrected / n, exact_level = (offset * corrected - total.g) / n;
+      slope[i] = static_cast<S>(exact_slope);
+      level[i] = static_cast<S>(exact_level);
+      const double near = exact_slope * r[i] * scale[i], magnitude = std::abs(near);
+      near_slope[i] = static_cast<S>(near);
+      near_level[i] = static_cast<S>(exact_level * scale[i] - m[i] * near);
+      // What is multiplied out must not leave float32, as it does for deviations of 1e30.
+      const bool in_range = (magnitude > 0x1p-100) & (magnitude < 0x1p100);
+      far[i] = near_zero(m[i], r[i]) & (in_range | (near == 0)) ? 0 : 1;
+    }
+    store_array(dw, size, grad_weight ? grad_weight + begin : nullptr);
+    store_array(db, size, grad_bias ? grad_bias + begin : nullptr);
+  };
+  const auto is_near = [&](int64_t block) { return channels.largest(block, coefficients[5]) == 0; };
+  const auto map = [&](int64_t block, int64_t slice) {
+    if (!dx) return;
+    if (!op.training)
+      channels.template map<EvaluationGradient<T>, T>(block, slice, {dy}, dx, {coefficients[0]});
+    else if (is_near(block))
+      channels.template map<TrainingGradientNearZero<T>, T>(block, slice, {dy, x}, dx,
+                                                            {coefficients[0], coefficients[3], coefficients[4]});
+    else
+      channels.template map<TrainingGradient<T>, T>(block, slice, {dy, x}, dx,
+                                                    {coefficients[0], mean, rstd, coefficients[1], coefficients[2]});
+  };
+  const auto map_and_reduce = [&](int64_t block, int64_t slice) {
+    if (!dx || !op.training || (kDotSums<T> && !may_dot(block + 1))) {
+      map(block, slice);
+      return reduce(block + 1, slice);
+    }
+    const auto totals = sums.template first<First::kSums>(slice * all);
+    if (is_near(block))
+      channels.template map_and_reduce<TrainingGradientNearZero<T>, First, T>(
+          block, slice, {dy, x}, dx, {coefficients[0], coefficients[3], coefficients[4]}, {mean, rstd}, totals.at);
+    else
+      channels.template map_and_reduce<TrainingGradient<T>, First, T>(
+          block, slice, {dy, x}, dx, {coefficients[0], mean, rstd, coefficients[1], coefficients[2]}, {mean, rstd},
+          totals.at);
+    if (kDotSums<T> && !settle(block + 1, slice)) sum.template operator()<GradientSums<T>>(block + 1, slice);
+  };
+  channels.run(reduce, finish, map, map_and_reduce);
+}
+
+template <class P>
+void update(const BatchNormUpdate& op) {
+  const double unbiased = static_cast<double>(op.count) / static_cast<double>(op.count - 1);
+  const auto blend = [&](void* running_values, const void* batch_values, double factor) {
+    if (!running_values) return;
+    auto* const running = static_cast<P*>(running_values);
+    const auto* const batch = static_cast<const Scalar<P>*>(batch_values);
+    const Doubles old_weight = broadcast(1 - op.momentum), new_weight = broadcast(op.momentum);
+    for_vectors_once(0, op.channels, [&](int64_t at, int64_t count) {
+      const Doubles old_value = widen(load(running + at, count)), new_value = widen(load(batch + at, count));
+      Vector<P> blended;
+      narrow(old_weight * old_value + new_weight * (new_value * broadcast(factor)), blended);
+      store(running + at, blended, count);
+    });
+  };
+  blend(op.running_mean, op.mean, 1);
+  blend(op.running_var, op.var, unbiased);
+}
+
+template <>
+void run(const BatchNormForward& op, int threads) {
+  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { forward<T, P>(op, threads); });
+}
+template <>
+void run(const BatchNormBackward& op, int threads) {
+  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { backward<T, P>(op, threads); });
+}
+template <>
+void run(const BatchNormUpdate& op, int) {
+  with_types(op.dtype, op.dtype, [&]<class T, class P>(Type<T>, Type<P>) { update<P>(op); });
+}
+
+}  // namespace normext::cpu::NORMEXT_ISA
+
+template void normext::cpu::run_on<normext::cpu::kIsa>(const BatchNormForward&, int);
+template void normext::cpu::run_on<normext::cpu::kIsa>(const BatchNormBackward&, int);
+template void normext::cpu::run_on<normext::cpu::kIsa>(const BatchNormUpdate&, int);

@@ -1,0 +1,158 @@
+// columns.h -- passes down the columns of a matrix: each column has its own sums and coefficients.
+//
+// Rows are summed kRowsAtOnce at a time, so that the coefficients and totals of a column are fetched once for them all.
+#pragma once
+#include <type_traits>
+
+#include "cpu/cache.h"
+#include "cpu/elements/passes.h"
+
+namespace normext::cpu::NORMEXT_ISA {
+
+constexpr int64_t kRowsAtOnce = 8;   // rows in a short sum of columns: see sums.h
+constexpr int64_t kPartsAtOnce = 8;  // short sums of half types that are added up before they go to the totals
+
+// float32 is not exact enough for that.
+template <class Sum, class T>
+constexpr bool kInParts = sizeof(T) == 2 && std::is_same_v<typename Sum::Part, Floats>;
+
+template <class Number>
+struct alignas(64) ColumnTable {
+  static constexpr int64_t kRoom = 2 * kLanes;  // beyond the last column
+  Number at[kMostColumns + kRoom];
+};
+
+// A block of columns [column, column_end) of rows [row, row_end), in a row-major matrix of `width` columns and `total`
+// elements: its last row may be shorter. At most kMostColumns wide.
+struct ColumnBlock {
+  int64_t width, total, row, row_end, column, column_end;
+
+  int64_t size() const { return column_end - column; }
+  int64_t row_columns_end(int64_t r) const {
+    const int64_t length = total - r * width;
+    return column_end < length ? column_end : length;
+  }
+};
+
+// The sum of a few of a table's numbers.
+inline double sum_of(const double* p, int64_t count) {
+  if (count == 1) return *p;
+  Doubles total{};
+  for_vectors_once(0, count, [&](int64_t at, int64_t n) NORMEXT_INLINE { total += load(p + at, n); });
+  return sum(total);
+}
+
+// Adds Sum (sums.h) over each column to its totals; coefficients and totals are indexed from the block's first column.
+// Of half types, some short sums are added up as they are before they go to the totals.
+template <class Sum, class T>
+void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
+                    const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],
+                    ColumnTable<double> (&totals)[Sum::kSums]) {
+  const Inputs<T, Sum::kInputs> inputs(in);
+  ColumnTable<float> parts[Sum::kSums];
+  if constexpr (kInParts<Sum, T>)
+    for (auto& part : parts) std::fill_n(part.at, block.size() + part.kRoom, 0);
+  const auto add = [&](int64_t at, const Sum& sum) NORMEXT_INLINE {
+    for (int i = 0; i < Sum::kSums; ++i) {
+      if constexpr (kInParts<Sum, T>)
+        store(parts[i].at + at, load(parts[i].at + at) + sum.sums[i]);
+      else
+        store(totals[i].at + at, load(totals[i].at + at) + widen(sum.sums[i]));
+    }
+  };
+  const auto columns_of = [&](int64_t row) { return block.row_columns_end(row) - block.column; };
+  const auto add_rows = [&](int64_t row, auto rows) {
+    const int64_t begin = row * block.width + block.column, columns = columns_of(row + rows - 1);
+    if constexpr (Sum::kDot) {
+      const auto add_pair = [&](int64_t at, int64_t count) NORMEXT_INLINE {
+        Sum evens, odds;
+        add_dot_rows(in, begin + at, block.width, rows, count, evens, odds);
+        add(at, evens);
+        add(at + kLanes, odds);
+      };
+      int64_t at = 0;
+      for (; at + kPairLanes <= columns; at += kPairLanes) add_pair(at, kPairLanes);
+      if (at < columns) add_pair(at, columns - at);
+    } else {
+      for_vectors_once(0, columns, [&](int64_t at, int64_t count) NORMEXT_INLINE {
+        Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
+        for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = load(coefficients[i].at + at);
+        Sum sum;
+        for (int64_t r = 0; r < rows; ++r) {
+          inputs(begin + at + r * block.width, count, x);
+          inputs.prefetch(begin + at + (r + kRowsAtOnce) * block.width);
+          sum.add(x, k, {0, count});
+        }
+        add(at, sum);
+      });
+    }
+  };
+  const auto flush = [&](int64_t columns) {
+    if (!kInParts<Sum, T>) return;
+    for (int i = 0; i < Sum::kSums; ++i) {
+      for (int64_t at = 0; at < columns; at += 2 * kLanes) {
+        float* const part = parts[i].at + at;
+        double* const to = totals[i].at + at;
+        Floats first = load(part), second = load(part + kLanes);
+        if constexpr (Sum::kDot) put_in_order(first, second);
+        store(to, load(to) + widen(first));
+        store(to + kLanes, load(to + kLanes) + widen(second));
+        std::fill_n(part, 2 * kLanes, 0);
+      }
+    }
+  };
+  const bool cut_short = columns_of(block.row_end - 1) < block.size();
+  const int64_t whole_end = block.row_end - cut_short;
+  for (int64_t row = block.row; row < whole_end;) {
+    const int64_t stop = std::min(whole_end, row + kPartsAtOnce * kRowsAtOnce);
+    for (; row + kRowsAtOnce <= stop; row += kRowsAtOnce) add_rows(row, std::integral_constant<int64_t, kRowsAtOnce>{});
+    if (row < stop) add_rows(row, stop - row);
+    row = stop;
+    flush(block.size());
+  }
+  if (!cut_short) return;
+  add_rows(whole_end, std::integral_constant<int64_t, 1>{});
+  flush(columns_of(whole_end));
+}
+
+// out = Map::apply(in, coefficients), element by element, in the order of memory: fetching coefficients anew for every
+// vector costs less than writing to several places at once. The coefficients' tables go on beyond the block's last
+// column with its first ones, so that a vector may span two rows: whole rows are streamed as one. If `ahead` is not 0,
+// it asks for what lies so many elements ahead.
+template <class Map, bool kStream, class T>
+void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
+                 const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients], int64_t ahead) {
+  const Inputs<T, Map::kInputs> inputs(in);
+  const auto apply = [&](int64_t at, int64_t column, int64_t count) NORMEXT_INLINE {
+    Vector<T> k[Map::kCoefficients], x[Map::kInputs];
+    for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column);
+    inputs(at, count, x);
+    return Map::apply(x, k);
+  };
+  const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
+    if (ahead) inputs.prefetch(at + ahead);
+  };
+  if (kStream && block.size() == block.width && block.width >= kLanes) {
+    const int64_t begin = block.row * block.width, end = std::min(block.total, block.row_end * block.width);
+    int64_t column = 0, next = begin;
+    const auto in_rows = [&](int64_t at, int64_t count) NORMEXT_INLINE {
+      if (at != next) column = (at - begin) % block.width;
+      const auto result = apply(at, column, count);
+      next = at + count;
+      column += count;
+      if (column >= block.width) column -= block.width;
+      return result;
+    };
+    map_vectors<kStream>(out, begin, end, in_rows, ask_ahead);
+    return;
+  }
+  for (int64_t row = block.row; row < block.row_end; ++row) {
+    const int64_t begin = row * block.width + block.column, end = row * block.width + block.row_columns_end(row);
+    const auto in_row = [&](int64_t at, int64_t count) NORMEXT_INLINE { return apply(at, at - begin, count); };
+    const int64_t lines = kStream ? begin : std::min(end, begin + before_line(out + begin));
+    map_vectors<kStream>(out, begin, lines, in_row, ask_ahead);
+    map_vectors<kStream>(out, lines, end, in_row, ask_ahead);  // no vector lies across two lines
+  }
+}
+
+}  // namespace normext::cpu::NORMEXT_ISA

@@ -1,0 +1,204 @@
+// planes.cuh -- sums and elementwise maps over [batch, channels, plane], one channel at a time.
+//
+// A channel is `batch` planes; a block takes a slice of it. Vectors do not cross the end of a plane: with kSize of
+// kVec<T> planes are a multiple of it, and aligned; with kSize of 1 they are anything.
+// A row of LayerNorm is a channel of one plane.
+#pragma once
+#include "cuda/elements/reduce.cuh"
+#include "cuda/elements/sums.cuh"
+
+namespace normext::cuda {
+
+constexpr int kPlaneThreads = 256;
+
+struct Planes {
+  int64_t batch, channels, plane;
+
+  int64_t elements() const { return batch * plane; }  // of a channel
+};
+
+// How channels are cut into slices. Made on the host: divisions cost the device dear.
+struct PlaneSlices {
+  int64_t plane, sample;                      // elements: of a plane, and of those of all channels
+  int64_t per_channel, per_slice, per_plane;  // vectors
+  int64_t step_samples, step_in_plane;        // from a thread's vector to its next: whole planes, and vectors
+  unsigned slices;
+  double inverse_count;  // of a channel's values
+
+  PlaneSlices(const Planes& planes, int size, int threads, unsigned count)
+      : plane(planes.plane),
+        sample(planes.channels * planes.plane),
+        per_channel(planes.elements() / size),
+        per_slice((per_channel + count - 1) / count),
+        per_plane(planes.plane / size),
+        step_samples(threads / per_plane),
+        step_in_plane(threads % per_plane),
+        slices(count),
+        inverse_count(1 / static_cast<double>(planes.elements())) {}
+};
+
+// The vectors of a thread: every kThreads-th from the one it begins with, as the threads of a block do side by side.
+template <int kSize, int kThreads>
+class PlaneWalk {
+ public:
+  __device__ PlaneWalk(const PlaneSlices& in, int64_t channel, int64_t slice) : in_(in) {
+    const int64_t begin = slice * in.per_slice + threadIdx.x;
+    const int64_t end = min(in.per_channel, (slice + 1) * in.per_slice);
+    left_ = end <= begin ? 0 : static_cast<int>((end - begin + kThreads - 1) / kThreads);
+    in_plane_ = begin % in.per_plane;
+    start_ = begin / in.per_plane * in.sample + channel * in.plane;
+  }
+
+  __device__ int left() const { return left_; }
+  __device__ int64_t position() const { return in_plane_ * kSize; }  // in the plane
+  __device__ int64_t offset() const { return start_ + position(); }  // in the tensor
+  __device__ void next() {
+    --left_;
+    start_ += in_.step_samples * in_.sample;
+    in_plane_ += in_.step_in_plane;
+    if (in_plane_ >= in_.per_plane) {
+      in_plane_ -= in_.per_plane;
+      start_ += in_.sample;
+    }
+  }
+
+ private:
+  const PlaneSlices& in_;
+  int left_;
+  int64_t in_plane_, start_;
+};
+
+// What a sum or a map reads: one array, or two. First a tile of vectors is fetched, so that all its loads are on their
+// way, then they are widened.
+template <class T, int kCount>
+struct Inputs {
+  const T* arrays[kCount];
+
+  template <class V>
+  __device__ void fetch(int64_t offset, V (&out)[kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) out[k] = V::load(arrays[k] + offset);
+  }
+  template <class V, int kSize>
+  __device__ void widen(const V (&in)[kCount], int64_t, Compute<T> (&out)[kCount][kSize]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) out[k][i] = in[k][i];
+    }
+  }
+};
+
+// One block's share of a channel's sums. keep(vectors) gets what has been fetched, in the walk's order.
+template <class T, class Sum, int kSize, int kThreads, class In, class Keep>
+__device__ void sum_planes(PlaneWalk<kSize, kThreads> walk, const In& inputs, Sum& sum, const Keep& keep) {
+  constexpr int kTile = kSize == 1 ? 8 : 4, kInputs = Sum::kInputs;  // vectors
+  using A = Compute<T>;
+  while (walk.left() > 0) {
+    Vector<T, kSize> tile[kTile][kInputs] = {};
+    int64_t positions[kTile] = {};
+    const int count = min(walk.left(), kTile);
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) {
+      if (t >= count) continue;
+      inputs.fetch(walk.offset(), tile[t]);
+      positions[t] = walk.position();
+      walk.next();
+    }
+    A values[kInputs][kTile * kSize];
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) {
+      if (t < count) keep(tile[t]);
+      A wide[kInputs][kSize];
+      inputs.widen(tile[t], positions[t], wide);
+#pragma unroll
+      for (int k = 0; k < kInputs; ++k) {
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) values[k][t * kSize + i] = wide[k][i];
+      }
+    }
+    if (count == kTile)  // for the compiler, which drops the tests for each element
+      sum.add(values, kTile * kSize);
+    else
+      sum.add(values, count * kSize);
+  }
+}
+
+// partials[channel][slice] = the sums over a slice. coefficients(channel, k) gives a Sum what it starts from.
+template <class T, class Sum, int kSize, class In, class Coefficients>
+__global__ void __launch_bounds__(kPlaneThreads, 2)
+    sum_planes_kernel(const PlaneSlices slices, const In inputs, const Coefficients coefficients, double* partials) {
+  follow();
+  using Group = GroupSum<double, Sum::kSums, kPlaneThreads, kPlaneThreads, false>;
+  SHARED_ARRAY(double, exchange, Group::kSharedValues);
+  const unsigned channel = blockIdx.x / slices.slices, slice = blockIdx.x % slices.slices;
+  Compute<T> k[Sum::kCoefficients];
+  coefficients(channel, k);
+  Sum sum;
+  sum.start(k);
+  sum_planes<T>(PlaneWalk<kSize, kPlaneThreads>(slices, channel, slice), inputs, sum, [](const auto&) {});
+  double totals[Sum::kSums];
+  sum.totals(k, totals);
+  Group group_sum(exchange);
+  group_sum(totals);
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int i = 0; i < Sum::kSums; ++i) partials[blockIdx.x * int64_t{Sum::kSums} + i] = totals[i];
+  }
+}
+
+// output = Map(in, k(i)), for element i of a vector of each input.
+template <class T, class Map, int kSize, class K>
+__device__ void map_vector(const Vector<T, kSize> (&in)[Map::kInputs], T* output, const K& k) {
+  Compute<T> out[kSize];
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    Compute<T> x[Map::kInputs];
+#pragma unroll
+    for (int j = 0; j < Map::kInputs; ++j) x[j] = in[j][i];
+    out[i] = Map::apply(x, k(i));
+  }
+  store_vector(output, out);
+}
+
+// output = Map(inputs, k), with a channel's coefficients k. The last slices come first: the sums have just read them.
+template <class T, class Map, int kSize, class Coefficients>
+__global__ void __launch_bounds__(kPlaneThreads, 2)
+    map_planes_kernel(const PlaneSlices slices, const Inputs<T, Map::kInputs> inputs, T* output,
+                      const Coefficients coefficients) {
+  follow();
+  constexpr int kTile = kSize == 1 ? 8 : 4;
+  using A = Compute<T>;
+  const unsigned block = gridDim.x - 1 - blockIdx.x, channel = block / slices.slices, slice = block % slices.slices;
+  A k[Map::kCoefficients];
+  coefficients(channel, k, slice == 0 && threadIdx.x == 0);
+  PlaneWalk<kSize, kPlaneThreads> walk(slices, channel, slice);
+  while (walk.left() > 0) {
+    Vector<T, kSize> tile[kTile][Map::kInputs];
+    int64_t offsets[kTile];
+    const int count = min(walk.left(), kTile);
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) {
+      if (t >= count) continue;
+      offsets[t] = walk.offset();
+      inputs.fetch(offsets[t], tile[t]);
+      walk.next();
+    }
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) {
+      if (t >= count) continue;
+      map_vector<T, Map, kSize>(tile[t], output + offsets[t], [&](int) -> const auto& { return k; });
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ launch configuration
+// Slices so that there are some blocks for every SM, and each thread of them has several tiles to go through.
+inline unsigned plane_slices(const Planes& planes, int sm_count) {
+  constexpr int64_t kLeast = 16384;  // elements
+  const int64_t wanted = (16 * int64_t{sm_count} + planes.channels - 1) / planes.channels;
+  const int64_t most = (planes.elements() + kLeast - 1) / kLeast;
+  return static_cast<unsigned>(wanted < most ? wanted : most);
+}
+
+}  // namespace normext::cuda

@@ -1,0 +1,19 @@
+// row_norm.cu -- LayerNorm's kernels for every dtype.
+#include "cuda/rows/row_norm_backward.cuh"
+#include "cuda/rows/row_norm_forward.cuh"
+
+namespace normext::cuda {
+
+void perform(const LayerNormForward& op, Run& run) {
+  with_type(op.dtype, [&]<class T>(Type<T>) { layer_norm_forward<T>(op, run); });
+}
+void perform(const LayerNormBackward& op, Run& run) {
+  with_type(op.dtype, [&]<class T>(Type<T>) { layer_norm_backward<T>(op, run); });
+}
+
+template int64_t workspace_bytes(const LayerNormForward&);
+template int64_t workspace_bytes(const LayerNormBackward&);
+template const char* run(const LayerNormForward&, void*, Stream);
+template const char* run(const LayerNormBackward&, void*, Stream);
+
+}  // namespace normext::cuda

@@ -1,0 +1,239 @@
+// row_norm_backward.cuh -- LayerNorm backward: one pass over input and grad_output gives grad_input, and for each
+// block its part of grad_weight and grad_bias; a second, small kernel adds the parts up.
+//
+// Blocks are as many as run at once, and each goes through its share of the rows, the next row's vectors on their way
+// while the current one is computed. What a thread adds up for the weight and the bias stays in its registers, since
+// its columns are the same in every row.
+#pragma once
+#include "cuda/elements/launch.cuh"
+#include "cuda/elements/reduce.cuh"
+#include "cuda/rows/partial_sums.cuh"
+#include "cuda/rows/row.cuh"
+#include "cuda/rows/row_norm_long.cuh"
+#include "cuda/rows/shared_parameters.cuh"
+#include "ops/row_norm.h"
+
+namespace normext::cuda {
+
+// grad_input = (g - level + xhat * slope) * rstd, with g = grad_output * weight and xhat = (x - mean) * rstd - offset.
+// The offset would be zero, were the saved mean not rounded. Taking it into account keeps gradients right where the
+// mean is far from zero.
+template <class A>
+struct RowCoefficients {
+  A offset, slope, level;
+
+  // From sums of g, g * xhat and xhat over 1 / inverse_n values.
+  __device__ RowCoefficients(const A (&sums)[3], A inverse_n)
+      : offset(sums[2] * inverse_n), slope(-(sums[1] - offset * sums[0]) * inverse_n), level(sums[0] * inverse_n) {}
+};
+
+// A row's inputs as they come from memory.
+template <class T, int kVecs>
+struct RowInputs {
+  Pack<T> grad_output[kVecs], input[kVecs];
+  Compute<T> mean = 0, rstd = 0;  // an absent row is zeros throughout, and adds nothing
+};
+
+// values, summed over the rows of a block in a fixed order, into a line of `partials`.
+template <class T, int kLanes, int kVecs, class Part, class A>
+__device__ void store_partials(void* partials, int64_t line, int64_t columns, const Part& part, bool aligned,
+                               A (&values)[kVecs][kVec<T>], A* shared) {
+  constexpr int kGroup = kLanes < kWarpSize ? kWarpSize : kLanes, kGroups = kRowThreads<kLanes> / kGroup;
+  if constexpr (kLanes < kWarpSize) {
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) strided_warp_sum(values[v], kLanes);  // the rows that share a warp
+  }
+  const int group = threadIdx.x / kGroup;
+  const bool first_row = threadIdx.x % kGroup < kLanes;
+  A* const mine = shared + part.lane() * (kVecs * kVec<T>);
+  for (int g = 1; g < kGroups; ++g) {
+    if (group == g && first_row) {
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) mine[v * kVec<T> + i] = values[v][i];
+      }
+    }
+    __syncthreads();
+    if (group == 0 && first_row) {
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) values[v][i] += mine[v * kVec<T> + i];
+      }
+    }
+    __syncthreads();
+  }
+  if (group != 0 || !first_row) return;
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v)
+    store_line<T, Part::kStep>(partials, line, columns, part.column(v), part.end(), aligned, values[v]);
+}
+
+// Blocks that fit on an SM at once, by the registers they need: 85 a thread for one vector of each input, 128 for two,
+// 168 for three.
+template <int kLanes, int kVecs>
+constexpr int kBackwardBlocks = (kVecs == 1   ? 768
+                                 : kVecs == 2 ? 512
+                                              : 384) /
+                                kRowThreads<kLanes>;
+
+template <class T, int kLanes, int kVecs, bool kCluster, bool kAligned>
+__global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, kVecs>)
+    layer_norm_backward_kernel(const LayerNormBackward op, const PartialSums partials, const unsigned blocks,
+                               const int lines_of_block, const int64_t capacity, const Compute<T> inverse_n) {
+  follow();
+  using A = Compute<T>;
+  using Part = RowPart<T, kLanes, kVecs, kCluster, kAligned>;
+  using Sum = GroupSum<A, 3, kRowThreads<kLanes>, kLanes, kCluster>;
+  constexpr int kGather = Part::kRows > 1 ? kLanes * kVecs * kVec<T> : 0;
+  SHARED_ARRAY(A, shared, Sum::kSharedValues > kGather ? Sum::kSharedValues : kGather);
+  DYNAMIC_SHARED(char, parameters);
+  Sum group_sum(shared);
+  const SharedParameters<T, 1> weights(parameters, op.param_dtype, capacity);
+
+  const Part part(op.columns);
+  const auto load = [&](int64_t row) {
+    RowInputs<T, kVecs> in{};
+    if (row >= op.rows) return in;
+    part.load(static_cast<const T*>(op.grad_output) + row * op.columns, in.grad_output);
+    part.load(static_cast<const T*>(op.input) + row * op.columns, in.input);
+    in.mean = static_cast<const A*>(op.mean)[row];
+    in.rstd = static_cast<const A*>(op.rstd)[row];
+    return in;
+  };
+
+  const int64_t row_step = static_cast<int64_t>(blocks) * Part::kRows;
+  int64_t row = part.row();
+  RowInputs<T, kVecs> next;  // single elements on their way need a register each: too many for the next row's, too
+  if constexpr (kAligned) next = load(row);
+
+  weights.fetch({op.weight}, {1}, op.columns);
+  __syncthreads();
+  // Three vectors of it find no room in registers.
+  constexpr bool kWeightStays = kVecs <= 2;
+  const auto read_weight = [&](int v, A(&w)[1][kVec<T>]) {
+    weights.with_type([&](auto type) { weights.template read<Part::kStep>(type, part.column(v), w); });
+  };
+  A weight[kWeightStays ? kVecs : 1][1][kVec<T>];
+  if constexpr (kWeightStays) {
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) read_weight(v, weight[v]);
+  }
+
+  for (int line = 0; line < lines_of_block; ++line) {
+    A weight_sum[kVecs][kVec<T>] = {}, bias_sum[kVecs][kVec<T>] = {};
+    // All threads go round as often as the block's first row does: they meet at barriers.
+    for (int left = kRowsOfLine; left > 0 && row - part.row_of_block() < op.rows; --left, row += row_step) {
+      opaque(row);
+      RowInputs<T, kVecs> in = kAligned ? next : load(row);
+      if constexpr (kAligned) next = load(row + row_step);
+
+      // Computed twice rather than kept: registers are what limits the length of a row here.
+      const auto xhat = [&](int v, int i) { return (in.input[v][i] - in.mean) * in.rstd; };
+      const auto weight_of = [&](int v, A(&w)[1][kVec<T>]) {
+        if constexpr (kWeightStays) {
+#pragma unroll
+          for (int i = 0; i < kVec<T>; ++i) w[0][i] = weight[v][0][i];
+        } else {
+          read_weight(v, w);
+        }
+      };
+      A sums[3] = {};
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+        A x[kVec<T>], w[1][kVec<T>];
+        weight_of(v, w);
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) x[i] = xhat(v, i);
+        if (!part.is_whole(v)) {
+#pragma unroll
+          for (int i = 0; i < kVec<T>; ++i)
+            if (kAligned || part.column(v, i) >= part.end()) x[i] = 0;
+        }
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) {
+          const A g = in.grad_output[v][i] * w[0][i];
+          sums[0] += g;
+          sums[1] = fma(g, x[i], sums[1]);
+          sums[2] += x[i];
+        }
+      }
+      group_sum(sums);
+      const RowCoefficients<A> k(sums, inverse_n);
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+        opaque(in.grad_output[v].words);
+        opaque(in.input[v].words);
+        A dx[kVec<T>], w[1][kVec<T>];
+        weight_of(v, w);
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) {
+          const A dy = in.grad_output[v][i], x = xhat(v, i) - k.offset;
+          dx[i] = fma(x, k.slope, dy * w[0][i] - k.level) * in.rstd;
+          if (partials.weight) weight_sum[v][i] = fma(dy, x, weight_sum[v][i]);
+          if (partials.bias) bias_sum[v][i] += dy;
+        }
+        if (op.grad_input && row < op.rows) part.store(static_cast<T*>(op.grad_input) + row * op.columns, v, dx);
+      }
+    }
+
+    if constexpr (Part::kRows > 1) __syncthreads();  // the exchange's memory now gathers the rows' sums
+    const auto store = [&](void* to, A(&values)[kVecs][kVec<T>]) {
+      if (to)
+        store_partials<T, kLanes, kVecs>(to, part.block_of_row() * lines_of_block + line, op.columns, part, kAligned,
+                                         values, shared);
+    };
+    store(partials.weight, weight_sum);
+    store(partials.bias, bias_sum);
+  }
+  group_sum.leave();
+  group_sum.finish();
+}
+
+// ------------------------------------------------------------------------------------------------ launch configuration
+template <class T, int kLanes, int kVecs, bool kCluster = false>
+void launch_layer_norm_backward(const LayerNormBackward& op, Run& run, bool aligned, int cluster = 1) {
+  constexpr int kRows = RowPart<T, kLanes, kVecs, kCluster, true>::kRows;
+  const int64_t fit = std::max(1, run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / cluster);
+  const int64_t blocks = std::min(fit, ceil_div(op.rows, kRows));
+  const int64_t lines_of_block = ceil_div(op.rows, blocks * kRows * kRowsOfLine), lines = blocks * lines_of_block;
+  const PartialSums partials = take_partial_sums<T>(op, run, lines);
+  const int64_t capacity = int64_t{cluster} * kLanes * kVecs * kVec<T>;  // weights also where a row has ended
+  run.launch(aligned ? layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, true>
+                     : layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, false>,
+             {.grid = grid_of(blocks * cluster),
+              .block = kRowThreads<kLanes>,
+              .shared_bytes = static_cast<size_t>(shared_parameter_bytes<T>(op.param_dtype, capacity)),
+              .cluster = static_cast<unsigned>(cluster)},
+             op, partials, grid_of(blocks), static_cast<int>(lines_of_block), capacity,
+             1 / static_cast<Compute<T>>(op.columns));
+  launch_sum_partials<T>(op, run, partials, lines);
+}
+
+template <class T>
+void layer_norm_backward(const LayerNormBackward& op, Run& run) {
+  const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.grad_output, op.input, op.weight, op.grad_input);
+  const auto launch = [&]<int kLanes, int kVecs>() { launch_layer_norm_backward<T, kLanes, kVecs>(op, run, aligned); };
+  const int64_t vectors = ceil_div(op.columns, kVec<T>);
+  // Both inputs, the next row's, and the sums for the weight and the bias want registers: two vectors of a row a
+  // thread, three where the row is a multiple of three, and more threads for longer rows.
+  if (vectors <= 4) return launch.template operator()<4, 1>();
+  if (vectors <= 8) return launch.template operator()<4, 2>();
+  if (vectors <= 16) return launch.template operator()<8, 2>();
+  if (vectors <= 32) return launch.template operator()<16, 2>();
+  if (vectors <= 64) return launch.template operator()<32, 2>();
+  if (vectors <= 96) return launch.template operator()<32, 3>();
+  if (vectors <= 128) return launch.template operator()<64, 2>();
+  if (vectors <= 192) return launch.template operator()<64, 3>();
+  if (vectors <= 256) return launch.template operator()<128, 2>();
+  if (vectors <= 384) return launch.template operator()<128, 3>();
+  if (vectors <= 512) return launch.template operator()<256, 2>();
+  if (vectors <= 1024) return launch.template operator()<512, 2>();
+  // Two blocks. More, measured on an H200, lose more time waiting for each other than reading a row twice takes.
+  if (vectors <= 2048 && run.device.has_clusters)
+    return launch_layer_norm_backward<T, 512, 2, true>(op, run, aligned, 2);
+  long_layer_norm_backward<T>(op, run, aligned);
+}
+
+}  // namespace normext::cuda
