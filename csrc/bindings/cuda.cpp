@@ -32,8 +32,8 @@ void run_on_cuda([[maybe_unused]] const Op& op, [[maybe_unused]] at::Device devi
 #endif
 }
 
-template void run_on_cuda(const LayerNormForward&, at::Device);
-template void run_on_cuda(const LayerNormBackward&, at::Device);
+template void run_on_cuda(const RowNormForward&, at::Device);
+template void run_on_cuda(const RowNormBackward&, at::Device);
 template void run_on_cuda(const BatchNormForward&, at::Device);
 template void run_on_cuda(const BatchNormBackward&, at::Device);
 template void run_on_cuda(const BatchNormUpdate&, at::Device);

@@ -82,7 +82,7 @@ Forward forward_kernel(const Tensor& input, c10::SymIntArrayRef normalized_shape
     return outputs;
   }
   const Tensor data = input.contiguous();
-  LayerNormForward op{};
+  RowNormForward op{};
   op.input = data.const_data_ptr();
   op.weight = data_or_null(weight);
   op.bias = data_or_null(bias);
@@ -145,7 +145,7 @@ Gradients backward_kernel(const Tensor& grad_output, const Tensor& input, c10::S
   }
   if (!mask[0] && !mask[1] && !mask[2]) return gradients;
   const Tensor dy = grad_output.contiguous(), x = input.contiguous(), m = mean.contiguous(), r = rstd.contiguous();
-  LayerNormBackward op{};
+  RowNormBackward op{};
   op.grad_output = dy.const_data_ptr();
   op.input = x.const_data_ptr();
   op.mean = m.const_data_ptr();

@@ -10,8 +10,8 @@ struct CUstream_st;  // cudaStream_t points to it
 
 namespace normext {
 
-struct LayerNormForward;
-struct LayerNormBackward;
+struct RowNormForward;
+struct RowNormBackward;
 struct BatchNormForward;
 struct BatchNormBackward;
 struct BatchNormUpdate;

@@ -23,10 +23,10 @@ void run(const Op& op);
 extern const int64_t kLarge;
 
 // Shapes on both sides of the kernels' thresholds. Never nothing: the bindings answer for empty tensors.
-struct LayerNormShape {
+struct RowNormShape {
   int64_t rows, columns;
 };
-std::vector<LayerNormShape> layer_norm_shapes();
+std::vector<RowNormShape> row_norm_shapes();
 std::vector<BatchNormShape> batch_norm_shapes();
 
 }  // namespace normext::test

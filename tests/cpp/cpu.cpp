@@ -67,14 +67,14 @@ template <class Op>
 void run(const Op& op) {
   cpu::run(op, thread_count);
 }
-template void run(const LayerNormForward&);
-template void run(const LayerNormBackward&);
+template void run(const RowNormForward&);
+template void run(const RowNormBackward&);
 template void run(const BatchNormForward&);
 template void run(const BatchNormBackward&);
 template void run(const BatchNormUpdate&);
 
-std::vector<LayerNormShape> layer_norm_shapes() {
-  std::vector<LayerNormShape> shapes;
+std::vector<RowNormShape> row_norm_shapes() {
+  std::vector<RowNormShape> shapes;
   // around the vectors' widths and what unrolling makes of them
   for (const int64_t columns : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 257}) {
     for (const int64_t rows : {1, 2, 7}) shapes.push_back({rows, columns});

@@ -138,17 +138,18 @@ void for_arrays(const Table& table, int64_t elements, const F& f) {
   }
 }
 
-// Either norm's forward: `make` puts the arrays into the op, `training` says that the statistics are the input's, which
+// A norm's forward: `make` puts the arrays into the op, `training` says that the statistics are the input's, which
 // is of the order of `scale`.
 template <class MakeOp>
 void test_forward(const std::string& name, const Axes& axes, const DTypes& dtypes, bool training, double scale,
-                  const MakeOp& make) {
+                  double weight_offset, const MakeOp& make) {
   for_arrays(kAffine, axes.elements, [&](const Affine& affine, Arrays arrays) {
+    if (!axes.centered && !affine.weight && affine.bias) return;  // there is no bias: it would be the next case
     const DType statistics_type = statistics_dtype(dtypes.data);
     const Buffer input = arrays.in(dtypes.data, axes.elements, -scale, 3 * scale);
     std::optional<Buffer> weight, bias, running_mean, running_var;
     if (affine.weight) weight = arrays.in(dtypes.param, axes.affines, -2, 2);
-    if (affine.bias) bias = arrays.in(dtypes.param, axes.affines, -2, 2);
+    if (affine.bias && axes.centered) bias = arrays.in(dtypes.param, axes.affines, -2, 2);
     Statistics expected(axes.groups);
     if (training) {
       expected = statistics(axes, input, kEps);
@@ -161,7 +162,8 @@ void test_forward(const std::string& name, const Axes& axes, const DTypes& dtype
       }
       expected.set_from_var(kEps);
     }
-    const Expected want = forward(axes, input, expected, pointer(weight), pointer(bias));
+    const double offset = affine.weight ? weight_offset : 0;
+    const Expected want = forward(axes, input, expected, pointer(weight), offset, pointer(bias));
     Buffer output = arrays.out(dtypes.data, axes.elements), mean = arrays.out(statistics_type, axes.groups),
            rstd = arrays.out(statistics_type, axes.groups);
     std::optional<Buffer> var;  // stays null in evaluation, where it is not written
@@ -175,7 +177,7 @@ void test_forward(const std::string& name, const Axes& axes, const DTypes& dtype
           forget(var);
         },
         [&] {
-          compare("mean", mean, expected.mean, statistics_type);
+          if (axes.centered) compare("mean", mean, expected.mean, statistics_type);
           compare("rstd", rstd, expected.rstd, statistics_type);
           compare("output", output, want, statistics_type);
           if constexpr (requires { op.var; }) {
@@ -186,8 +188,11 @@ void test_forward(const std::string& name, const Axes& axes, const DTypes& dtype
 }
 
 template <class MakeOp>
-void test_backward(const std::string& name, const Axes& axes, const DTypes& dtypes, bool training, const MakeOp& make) {
+void test_backward(const std::string& name, const Axes& axes, const DTypes& dtypes, bool training, double weight_offset,
+                   const MakeOp& make) {
   for_arrays(kWanted, axes.elements, [&](const Wanted& wanted, Arrays arrays) {
+    const bool wants_bias = wanted.bias && axes.centered;
+    if (!wanted.input && !wanted.weight && !wants_bias) return;
     const DType statistics_type = statistics_dtype(dtypes.data);
     const Buffer input = arrays.in(dtypes.data, axes.elements, -1, 3);
     const Buffer grad_output = arrays.in(dtypes.data, axes.elements, -1, 2);
@@ -196,11 +201,12 @@ void test_backward(const std::string& name, const Axes& axes, const DTypes& dtyp
     const Statistics saved = statistics(axes, input, kEps);
     const Buffer mean = arrays.copy(statistics_type, saved.mean.value);
     const Buffer rstd = arrays.copy(statistics_type, saved.rstd.value);
-    const Gradients want = backward(axes, grad_output, input, mean, rstd, pointer(weight), training);
+    const double offset = wanted.has_weight ? weight_offset : 0;
+    const Gradients want = backward(axes, grad_output, input, mean, rstd, pointer(weight), offset, training);
     std::optional<Buffer> grad_input, grad_weight, grad_bias;
     if (wanted.input) grad_input = arrays.out(dtypes.data, axes.elements);
     if (wanted.weight) grad_weight = arrays.out(dtypes.param, axes.affines);
-    if (wanted.bias) grad_bias = arrays.out(dtypes.param, axes.affines);
+    if (wants_bias) grad_bias = arrays.out(dtypes.param, axes.affines);
     const auto op = make(grad_output.data(), input.data(), mean.data(), rstd.data(), data(weight), data(grad_input),
                          data(grad_weight), data(grad_bias));
     run_everywhere(
@@ -214,29 +220,70 @@ void test_backward(const std::string& name, const Axes& axes, const DTypes& dtyp
   });
 }
 
-// ------------------------------------------------------------------------------------------------ LayerNorm
-void test_layer_norm_forward(int64_t rows, int64_t columns, const DTypes& t, double scale) {
-  const Axes axes{rows * columns, rows, columns, columns, 1};
+// ------------------------------------------------------------------------------------------------ row norms
+struct RowNorm {
+  RowStatistics statistics;
+  double weight_offset;
+  const char* name;
+};
+constexpr RowNorm kRowNorms[] = {{RowStatistics::centered, 0, "layer_norm"},
+                                 {RowStatistics::uncentered, 0, "rms_norm"},
+                                 {RowStatistics::uncentered, 1, "rms_norm with weight + 1"}};
+
+Axes axes_of(const RowNorm& norm, int64_t rows, int64_t columns) {
+  return {rows * columns, rows, columns, columns, 1, norm.statistics == RowStatistics::centered};
+}
+
+std::string text(const RowNorm& norm, const char* pass, int64_t rows, int64_t columns, const DTypes& t) {
   std::ostringstream what;
-  what << "layer_norm forward, " << rows << " rows of " << columns << " " << t.name << " times " << scale;
-  test_forward(what.str(), axes, t, true, scale,
+  what << norm.name << " " << pass << ", " << rows << " rows of " << columns << " " << t.name;
+  return what.str();
+}
+
+void test_row_norm_forward(const RowNorm& norm, int64_t rows, int64_t columns, const DTypes& t, double scale) {
+  const Axes axes = axes_of(norm, rows, columns);
+  test_forward(text(norm, "forward", rows, columns, t) + " times " + std::to_string(scale), axes, t, true, scale,
+               norm.weight_offset,
                [&](auto* input, auto* weight, auto* bias, auto*, auto*, auto* output, auto* mean, auto* rstd, auto*) {
-                 return LayerNormForward{input, weight, bias, output, mean, rstd, rows, columns, kEps, t.data, t.param};
+                 return RowNormForward{.input = input,
+                                       .weight = weight,
+                                       .bias = bias,
+                                       .output = output,
+                                       .mean = axes.centered ? mean : nullptr,
+                                       .rstd = rstd,
+                                       .rows = rows,
+                                       .columns = columns,
+                                       .eps = kEps,
+                                       .weight_offset = weight ? norm.weight_offset : 0,
+                                       .statistics = norm.statistics,
+                                       .dtype = t.data,
+                                       .param_dtype = t.param};
                });
 }
 
-void test_layer_norm(const LayerNormShape& shape) {
+void test_row_norm(const RowNorm& norm, const RowNormShape& shape) {
   const int64_t rows = shape.rows, columns = shape.columns;
-  const Axes axes{rows * columns, rows, columns, columns, 1};
+  const Axes axes = axes_of(norm, rows, columns);
+  if (norm.weight_offset != 0 && axes.elements >= kLarge) return;  // it is the same code with one addition
   for (const DTypes& t : kDTypes) {
-    test_layer_norm_forward(rows, columns, t, 1);
-    std::ostringstream what;
-    what << rows << " rows of " << columns << " " << t.name;
-    test_backward("layer_norm backward, " + what.str(), axes, t, true,
+    test_row_norm_forward(norm, rows, columns, t, 1);
+    test_backward(text(norm, "backward", rows, columns, t), axes, t, true, norm.weight_offset,
                   [&](auto* grad_output, auto* input, auto* mean, auto* rstd, auto* weight, auto* grad_input,
                       auto* grad_weight, auto* grad_bias) {
-                    return LayerNormBackward{grad_output, input,     mean, rstd,    weight, grad_input,
-                                             grad_weight, grad_bias, rows, columns, t.data, t.param};
+                    return RowNormBackward{.grad_output = grad_output,
+                                           .input = input,
+                                           .mean = axes.centered ? mean : nullptr,
+                                           .rstd = rstd,
+                                           .weight = weight,
+                                           .grad_input = grad_input,
+                                           .grad_weight = grad_weight,
+                                           .grad_bias = grad_bias,
+                                           .rows = rows,
+                                           .columns = columns,
+                                           .weight_offset = weight ? norm.weight_offset : 0,
+                                           .statistics = norm.statistics,
+                                           .dtype = t.data,
+                                           .param_dtype = t.param};
                   });
   }
 }
@@ -256,7 +303,7 @@ std::string text(const BatchNormShape& shape, const DTypes& t, bool training) {
 
 void test_batch_norm_forward(const BatchNormShape& shape, const DTypes& t, bool training, double scale) {
   test_forward("batch_norm forward, " + text(shape, t, training) + " times " + std::to_string(scale), axes_of(shape), t,
-               training, scale,
+               training, scale, 0,
                [&](auto* input, auto* weight, auto* bias, auto* running_mean, auto* running_var, auto* output,
                    auto* mean, auto* rstd, auto* var) {
                  return BatchNormForward{input, weight, bias,  running_mean, running_var, output, mean,
@@ -270,7 +317,7 @@ void test_batch_norm(const BatchNormShape& shape) {
     for (const bool training : {true, false}) {
       if (!training && axes.elements >= kLarge) continue;  // it is training without its sums
       test_batch_norm_forward(shape, t, training, 1);
-      test_backward("batch_norm backward, " + text(shape, t, training), axes, t, training,
+      test_backward("batch_norm backward, " + text(shape, t, training), axes, t, training, 0,
                     [&](auto* grad_output, auto* input, auto* mean, auto* rstd, auto* weight, auto* grad_input,
                         auto* grad_weight, auto* grad_bias) {
                       return BatchNormBackward{grad_output, input,     mean,  rstd,     weight, grad_input,
@@ -287,7 +334,7 @@ void test_far_ranges() {
     for (const double scale : {far, 1 / far, 0.0}) {
       if (t.data == DType::float16 && scale != 0) continue;
       for (const int64_t columns : {5, 60, 100, 200, 300, 700, 1500, 2000, 3000, 6000, 12000, 20000, 20001})
-        test_layer_norm_forward(1, columns, t, scale);
+        for (const RowNorm& norm : {kRowNorms[0], kRowNorms[1]}) test_row_norm_forward(norm, 1, columns, t, scale);
       for (const BatchNormShape& shape : std::initializer_list<BatchNormShape>{
                {3, 2, 50, false}, {3, 2, 8000, false}, {3, 2, 64, false}, {300, 5, 1, false}, {300, 8, 1, false}}) {
         test_batch_norm_forward(shape, t, true, scale);
@@ -344,7 +391,8 @@ int main(int argc, char** argv) {
   using namespace normext::test;
   if (argc > 1) only = argv[1];
   if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(print_current);
-  for (const auto& shape : layer_norm_shapes()) test_layer_norm(shape);
+  for (const auto& shape : row_norm_shapes())
+    for (const auto& norm : kRowNorms) test_row_norm(norm, shape);
   for (const auto& shape : batch_norm_shapes()) test_batch_norm(shape);
   test_far_ranges();
   for (const int64_t channels : {1, 3, 4, 7, 8, 9, 15, 16, 17, 33, 65, 257, 8193}) {

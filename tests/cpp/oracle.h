@@ -1,7 +1,7 @@
 // oracle.h -- what the kernels must compute, as plain loops over one description of both norms.
 //
 // Element i of the input belongs to the statistics of group i / group_stride % groups and to the weight and bias of
-// index i / affine_stride % affines. For LayerNorm a group is a row and the index a column; for BatchNorm both are
+// index i / affine_stride % affines. For row norms a group is a row and the index a column; for BatchNorm both are
 // the channel.
 #pragma once
 #include <cmath>
@@ -13,6 +13,7 @@ namespace normext::test {
 
 struct Axes {
   int64_t elements, groups, group_stride, affines, affine_stride;
+  bool centered = true;  // else zero stands in the place of the mean
   int64_t group(int64_t i) const { return i / group_stride % groups; }
   int64_t affine(int64_t i) const { return i / affine_stride % affines; }
 };
@@ -43,7 +44,7 @@ inline Statistics statistics(const Axes& axes, const Buffer& input, double eps) 
   const double count = static_cast<double>(axes.elements) / static_cast<double>(axes.groups);
   std::vector<long double> sum(axes.groups), squares(axes.groups);
   std::vector<double> magnitude(axes.groups);
-  for (int64_t i = 0; i < axes.elements; ++i) {
+  for (int64_t i = 0; i < axes.elements && axes.centered; ++i) {
     sum[axes.group(i)] += input[i];
     magnitude[axes.group(i)] += std::fabs(input[i]);
   }
@@ -61,11 +62,11 @@ inline Statistics statistics(const Axes& axes, const Buffer& input, double eps) 
 }
 
 inline Expected forward(const Axes& axes, const Buffer& input, const Statistics& s, const Buffer* weight,
-                        const Buffer* bias) {
+                        double weight_offset, const Buffer* bias) {
   Expected out(axes.elements);
   for (int64_t i = 0; i < axes.elements; ++i) {
     const double x = input[i], mean = s.mean.value[axes.group(i)], rstd = s.rstd.value[axes.group(i)];
-    const double w = at(weight, axes.affine(i), 1), b = at(bias, axes.affine(i), 0);
+    const double w = at(weight, axes.affine(i), 1) + weight_offset, b = at(bias, axes.affine(i), 0);
     // The mean may be small beside what it is a mean of.
     const double size = std::fabs(x) + s.mean.size[axes.group(i)];
     out.set(i, (x - mean) * rstd * w + b, size * rstd * std::fabs(w) + std::fabs(b));
@@ -79,13 +80,14 @@ struct Gradients {
 
 // `through_statistics`: the mean and deviation depend on the input, as they do but in BatchNorm's evaluation.
 inline Gradients backward(const Axes& axes, const Buffer& grad_output, const Buffer& input, const Buffer& mean,
-                          const Buffer& rstd, const Buffer* weight, bool through_statistics) {
+                          const Buffer& rstd, const Buffer* weight, double weight_offset, bool through_statistics) {
   struct Element {
     double dy, g, xhat, size;  // size: of the numbers that xhat is a difference of
   };
   const auto element = [&](int64_t i) {
     const double dy = grad_output[i], x = input[i], m = mean[axes.group(i)], r = rstd[axes.group(i)];
-    return Element{dy, dy * at(weight, axes.affine(i), 1), (x - m) * r, (std::fabs(x) + std::fabs(m)) * r};
+    return Element{dy, dy * (at(weight, axes.affine(i), 1) + weight_offset), (x - m) * r,
+                   (std::fabs(x) + std::fabs(m)) * r};
   };
   const double count = static_cast<double>(axes.elements) / static_cast<double>(axes.groups);
   std::vector<long double> g_mean(axes.groups), gx_mean(axes.groups), weight_sum(axes.affines), bias_sum(axes.affines);
@@ -94,7 +96,7 @@ inline Gradients backward(const Axes& axes, const Buffer& grad_output, const Buf
   for (int64_t i = 0; i < axes.elements; ++i) {
     const Element e = element(i);
     const int64_t group = axes.group(i), a = axes.affine(i);
-    g_mean[group] += e.g / count;
+    if (axes.centered) g_mean[group] += e.g / count;
     gx_mean[group] += e.g * e.xhat / count;
     g_size[group] += std::fabs(e.g) / count;
     gx_size[group] += std::fabs(e.g) * e.size / count;

@@ -50,14 +50,14 @@ template <class Op>
 void run(const Op& op) {
   run_emulated(op);
 }
-template void run(const LayerNormForward&);
-template void run(const LayerNormBackward&);
+template void run(const RowNormForward&);
+template void run(const RowNormBackward&);
 template void run(const BatchNormForward&);
 template void run(const BatchNormBackward&);
 template void run(const BatchNormUpdate&);
 
-std::vector<LayerNormShape> layer_norm_shapes() {
-  std::vector<LayerNormShape> shapes;
+std::vector<RowNormShape> row_norm_shapes() {
+  std::vector<RowNormShape> shapes;
   // A part of a warp a row: one vector each, of 2, 4 or 8 elements, that the row fills or does not.
   for (const int64_t columns : {1, 2, 7, 8, 9, 16, 32, 33, 64, 65, 128}) {
     for (const int64_t rows : {1, 3, 33}) shapes.push_back({rows, columns});

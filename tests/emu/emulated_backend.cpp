@@ -24,8 +24,8 @@ void run_on(const Op& op, int) {
   template void run_on<Isa::avx2>(const Op&, int);     \
   template void run_on<Isa::avx512>(const Op&, int);   \
   template void run_on<Isa::avx512_bf16>(const Op&, int);
-EVERY_ISA(LayerNormForward)
-EVERY_ISA(LayerNormBackward)
+EVERY_ISA(RowNormForward)
+EVERY_ISA(RowNormBackward)
 EVERY_ISA(BatchNormForward)
 EVERY_ISA(BatchNormBackward)
 EVERY_ISA(BatchNormUpdate)

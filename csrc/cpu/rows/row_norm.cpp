@@ -35,11 +35,11 @@ class Widened {
 };
 
 template <class T, class P>
-void forward(const LayerNormForward& op, int threads) {
+void forward(const RowNormForward& op, int threads) {
   if constexpr (sizeof(P) == 2) {
     if (widen_once(op.rows, op.columns)) {
       const Widened widened(op.columns, 2);
-      LayerNormForward wide = op;
+      RowNormForward wide = op;
       wide.weight = widened.load<P>(op.weight, 0);
       wide.bias = widened.load<P>(op.bias, 1);
       return forward<T, float>(wide, threads);
@@ -50,12 +50,12 @@ void forward(const LayerNormForward& op, int threads) {
 
 // input_weight is the weight in the input's dtype, if it is to be had.
 template <class T, class P>
-void backward(const LayerNormBackward& op, const T* input_weight, int threads) {
+void backward(const RowNormBackward& op, const T* input_weight, int threads) {
   if constexpr (std::is_same_v<T, P>) input_weight = static_cast<const T*>(op.weight);
   if constexpr (sizeof(P) == 2) {
     if (widen_once(op.rows, op.columns)) {
       const Widened widened(op.columns, 3);
-      LayerNormBackward wide = op;
+      RowNormBackward wide = op;
       wide.weight = widened.load<P>(op.weight, 0);
       wide.grad_weight = op.grad_weight ? widened.array(1) : nullptr;
       wide.grad_bias = op.grad_bias ? widened.array(2) : nullptr;
@@ -71,13 +71,13 @@ void backward(const LayerNormBackward& op, const T* input_weight, int threads) {
 }
 
 template <>
-void run(const LayerNormForward& op, int threads) {
+void run(const RowNormForward& op, int threads) {
   threads = threads_for(op.rows * op.columns, threads);
   with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { forward<T, P>(op, threads); });
 }
 
 template <>
-void run(const LayerNormBackward& op, int threads) {
+void run(const RowNormBackward& op, int threads) {
   threads = threads_for(op.rows * op.columns, threads);
   with_types(op.dtype, op.param_dtype,
              [&]<class T, class P>(Type<T>, Type<P>) { backward<T, P>(op, nullptr, threads); });
@@ -85,5 +85,5 @@ void run(const LayerNormBackward& op, int threads) {
 
 }  // namespace normext::cpu::NORMEXT_ISA
 
-template void normext::cpu::run_on<normext::cpu::kIsa>(const LayerNormForward&, int);
-template void normext::cpu::run_on<normext::cpu::kIsa>(const LayerNormBackward&, int);
+template void normext::cpu::run_on<normext::cpu::kIsa>(const RowNormForward&, int);
+template void normext::cpu::run_on<normext::cpu::kIsa>(const RowNormBackward&, int);

@@ -18,7 +18,7 @@ struct LayerNormGradients {
   P *grad_weight, *grad_bias;
   int64_t rows, columns;
 
-  LayerNormGradients(const LayerNormBackward& op, const T* input_weight)
+  LayerNormGradients(const RowNormBackward& op, const T* input_weight)
       : grad_output(static_cast<const T*>(op.grad_output)),
         input(static_cast<const T*>(op.input)),
         mean(static_cast<const S*>(op.mean)),

@@ -82,7 +82,7 @@ struct LayerNormRows {
   double eps;
   bool normal_parameters = false;  // where it matters, and there are rows enough for it to be worth a look
 
-  explicit LayerNormRows(const LayerNormForward& op)
+  explicit LayerNormRows(const RowNormForward& op)
       : input(static_cast<const T*>(op.input)),
         weight(static_cast<const P*>(op.weight)),
         bias(static_cast<const P*>(op.bias)),

@@ -35,7 +35,7 @@ constexpr int kSumColumns = 32, kSumLines = 16;
 
 template <class T>
 __global__ void __launch_bounds__(kSumColumns* kSumLines)
-    sum_partials_kernel(const LayerNormBackward op, const PartialSums partials, const int64_t lines) {
+    sum_partials_kernel(const RowNormBackward op, const PartialSums partials, const int64_t lines) {
   follow();
   SHARED_ARRAY(double, sums, kSumColumns* kSumLines);
   const void* from = blockIdx.y == 0 ? partials.weight : partials.bias;
@@ -64,13 +64,13 @@ __global__ void __launch_bounds__(kSumColumns* kSumLines)
 }
 
 template <class T>
-PartialSums take_partial_sums(const LayerNormBackward& op, Run& run, int64_t lines) {
+PartialSums take_partial_sums(const RowNormBackward& op, Run& run, int64_t lines) {
   const auto take = [&](const void* gradient) { return gradient ? run.take<Compute<T>>(lines * op.columns) : nullptr; };
   return {take(op.grad_weight), take(op.grad_bias)};
 }
 
 template <class T>
-void launch_sum_partials(const LayerNormBackward& op, Run& run, const PartialSums& partials, int64_t lines) {
+void launch_sum_partials(const RowNormBackward& op, Run& run, const PartialSums& partials, int64_t lines) {
   if (!op.grad_weight && !op.grad_bias) return;
   run.launch(sum_partials_kernel<T>,
              {.grid = dim3(grid_of(ceil_div(op.columns, kSumColumns)), 2), .block = dim3(kSumColumns, kSumLines)}, op,

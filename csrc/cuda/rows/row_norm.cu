@@ -4,16 +4,16 @@
 
 namespace normext::cuda {
 
-void perform(const LayerNormForward& op, Run& run) {
+void perform(const RowNormForward& op, Run& run) {
   with_type(op.dtype, [&]<class T>(Type<T>) { layer_norm_forward<T>(op, run); });
 }
-void perform(const LayerNormBackward& op, Run& run) {
+void perform(const RowNormBackward& op, Run& run) {
   with_type(op.dtype, [&]<class T>(Type<T>) { layer_norm_backward<T>(op, run); });
 }
 
-template int64_t workspace_bytes(const LayerNormForward&);
-template int64_t workspace_bytes(const LayerNormBackward&);
-template const char* run(const LayerNormForward&, void*, Stream);
-template const char* run(const LayerNormBackward&, void*, Stream);
+template int64_t workspace_bytes(const RowNormForward&);
+template int64_t workspace_bytes(const RowNormBackward&);
+template const char* run(const RowNormForward&, void*, Stream);
+template const char* run(const RowNormBackward&, void*, Stream);
 
 }  // namespace normext::cuda

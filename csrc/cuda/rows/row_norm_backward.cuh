@@ -80,7 +80,7 @@ constexpr int kBackwardBlocks = (kVecs == 1   ? 768
 
 template <class T, int kLanes, int kVecs, bool kCluster, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, kVecs>)
-    layer_norm_backward_kernel(const LayerNormBackward op, const PartialSums partials, const unsigned blocks,
+    layer_norm_backward_kernel(const RowNormBackward op, const PartialSums partials, const unsigned blocks,
                                const int lines_of_block, const int64_t capacity, const Compute<T> inverse_n) {
   follow();
   using A = Compute<T>;
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
 
 // ------------------------------------------------------------------------------------------------ launch configuration
 template <class T, int kLanes, int kVecs, bool kCluster = false>
-void launch_layer_norm_backward(const LayerNormBackward& op, Run& run, bool aligned, int cluster = 1) {
+void launch_layer_norm_backward(const RowNormBackward& op, Run& run, bool aligned, int cluster = 1) {
   constexpr int kRows = RowPart<T, kLanes, kVecs, kCluster, true>::kRows;
   const int64_t fit = std::max(1, run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / cluster);
   const int64_t blocks = std::min(fit, ceil_div(op.rows, kRows));
@@ -212,7 +212,7 @@ void launch_layer_norm_backward(const LayerNormBackward& op, Run& run, bool alig
 }
 
 template <class T>
-void layer_norm_backward(const LayerNormBackward& op, Run& run) {
+void layer_norm_backward(const RowNormBackward& op, Run& run) {
   const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.grad_output, op.input, op.weight, op.grad_input);
   const auto launch = [&]<int kLanes, int kVecs>() { launch_layer_norm_backward<T, kLanes, kVecs>(op, run, aligned); };
   const int64_t vectors = ceil_div(op.columns, kVec<T>);

@@ -137,7 +137,7 @@ constexpr int kForwardBounds =
 
 template <class T, int kLanes, int kVecs, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes, kVecs, kAligned>)
-    layer_norm_forward_kernel(const LayerNormForward op, const int rounds, const int64_t capacity,
+    layer_norm_forward_kernel(const RowNormForward op, const int rounds, const int64_t capacity,
                               const Compute<T> inverse_n) {
   using A = Compute<T>;
   using Part = RowPart<T, kLanes, kVecs, false, kAligned>;
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes,
 // `rounds`: rows that a block goes through, one for each group of its lanes at a time, where there are so many. Few,
 // for then the GPU hands out blocks to whichever SM is through with its own; several, for weight and bias to pay.
 template <class T, int kLanes, int kVecs, bool kAligned>
-void launch_layer_norm_forward(const LayerNormForward& op, Run& run, int64_t rounds) {
+void launch_layer_norm_forward(const RowNormForward& op, Run& run, int64_t rounds) {
   const int64_t capacity = kAligned ? op.columns : int64_t{kLanes} * kVecs * kVec<T>;
   const int64_t bytes = 2 * shared_parameter_bytes<T>(op.param_dtype, capacity);
   const int64_t fit = std::min<int64_t>(kForwardBlocks<kLanes, kVecs, kAligned>,
@@ -207,7 +207,7 @@ void launch_layer_norm_forward(const LayerNormForward& op, Run& run, int64_t rou
 }
 
 template <class T>
-void layer_norm_forward(const LayerNormForward& op, Run& run) {
+void layer_norm_forward(const RowNormForward& op, Run& run) {
   const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.input, op.output, op.weight, op.bias);
   const int64_t vectors = ceil_div(op.columns, kVec<T>);
   // Few threads with several vectors each: loads on the way, and what is the same for a whole row is shared by more of

@@ -26,7 +26,7 @@ __device__ int64_t long_column(int64_t block, bool aligned) {
 // Coefficients of a row: center, rstd, low; the output is ((x - center) * rstd + low) * weight + bias.
 template <class T>
 __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
-    finish_rows_forward_kernel(const LayerNormForward op, const Partials partials, const Shift<T> shift_of,
+    finish_rows_forward_kernel(const RowNormForward op, const Partials partials, const Shift<T> shift_of,
                                const StoredCoefficients<Compute<T>, 3> coefficients) {
   follow();
   using A = Compute<T>;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
 
 template <class T>
 __global__ void __launch_bounds__(kLongThreads)
-    long_forward_kernel(const LayerNormForward op, const int64_t blocks_of_row,
+    long_forward_kernel(const RowNormForward op, const int64_t blocks_of_row,
                         const StoredCoefficients<Compute<T>, 3> coefficients, const bool aligned) {
   follow();
   using A = Compute<T>;
@@ -98,7 +98,7 @@ struct WeightedInputs {
 // Coefficients of a row: offset, slope, level; see RowCoefficients.
 template <class T>
 __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
-    finish_rows_backward_kernel(const LayerNormBackward op, const Partials partials,
+    finish_rows_backward_kernel(const RowNormBackward op, const Partials partials,
                                 const StoredCoefficients<Compute<T>, 3> coefficients) {
   follow();
   using A = Compute<T>;
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
 // A block goes down its columns, over its share of the rows: line `blockIdx.x % lines` of the partial sums.
 template <class T>
 __global__ void __launch_bounds__(kLongThreads)
-    long_backward_kernel(const LayerNormBackward op, const PartialSums partials, const int64_t lines,
+    long_backward_kernel(const RowNormBackward op, const PartialSums partials, const int64_t lines,
                          const StoredCoefficients<Compute<T>, 3> coefficients, const bool aligned) {
   follow();
   using A = Compute<T>;
@@ -172,7 +172,7 @@ void launch_sum_rows(Run& run, int64_t rows, int64_t columns, const In& inputs, 
 }
 
 template <class T>
-void long_layer_norm_forward(const LayerNormForward& op, Run& run, bool aligned) {
+void long_layer_norm_forward(const RowNormForward& op, Run& run, bool aligned) {
   using A = Compute<T>;
   const unsigned slices = long_row_slices<T>(op.columns);
   double* const sums = run.take<double>(op.rows * slices * MomentSums<A>::kSums);
@@ -193,7 +193,7 @@ void long_layer_norm_forward(const LayerNormForward& op, Run& run, bool aligned)
 }
 
 template <class T>
-void long_layer_norm_backward(const LayerNormBackward& op, Run& run, bool aligned) {
+void long_layer_norm_backward(const RowNormBackward& op, Run& run, bool aligned) {
   using A = Compute<T>;
   const unsigned slices = long_row_slices<T>(op.columns);
   double* const sums = run.take<double>(op.rows * slices * GradientSums<A>::kSums);
