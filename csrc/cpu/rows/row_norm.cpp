@@ -1,4 +1,4 @@
-// row_norm.cpp -- LayerNorm on the CPU: from an op to the code for its dtypes.
+// row_norm.cpp -- LayerNorm and RMSNorm on the CPU: from an op to the code for its dtypes and statistics.
 #include "cpu/elements/dtypes.h"
 #include "cpu/kernel.h"
 #include "cpu/rows/row_norm_backward.h"
@@ -12,16 +12,19 @@ inline bool widen_once(int64_t rows, int64_t columns) {
   return rows >= 16 && 2 * columns * static_cast<int64_t>(sizeof(float)) <= kFirstLevel / 2;
 }
 
-// Float32 in the place of parameters of half types.
+// Numbers of the type that is computed in, in the place of parameters.
+template <class S>
 class Widened {
  public:
   Widened(int64_t columns, int arrays) : columns_(columns), numbers_(columns * arrays) {}
 
-  float* array(int i) const { return numbers_ + i * columns_; }
+  S* array(int i) const { return numbers_ + i * columns_; }
   template <class P>
-  const void* load(const void* parameters, int i) const {
+  const void* load(const void* parameters, int i, double offset = 0) const {
     if (!parameters) return nullptr;
-    load_array(static_cast<const P*>(parameters), columns_, 0, array(i));
+    load_array(static_cast<const P*>(parameters), columns_, S{0}, array(i));
+    if (offset != 0)
+      for (int64_t c = 0; c < columns_; ++c) array(i)[c] += static_cast<S>(offset);
     return array(i);
   }
   template <class P>
@@ -31,43 +34,55 @@ class Widened {
 
  private:
   int64_t columns_;
-  Scratch<float> numbers_;
+  Scratch<S> numbers_;
 };
+
+template <class P, class Op>
+bool should_widen(const Op& op) {
+  return op.weight_offset != 0 || (sizeof(P) == 2 && widen_once(op.rows, op.columns));
+}
 
 template <class T, class P>
 void forward(const RowNormForward& op, int threads) {
-  if constexpr (sizeof(P) == 2) {
-    if (widen_once(op.rows, op.columns)) {
-      const Widened widened(op.columns, 2);
-      RowNormForward wide = op;
-      wide.weight = widened.load<P>(op.weight, 0);
-      wide.bias = widened.load<P>(op.bias, 1);
-      return forward<T, float>(wide, threads);
-    }
+  if (should_widen<P>(op)) {
+    const Widened<Scalar<T>> widened(op.columns, 2);
+    RowNormForward wide = op;
+    wide.weight = widened.template load<P>(op.weight, 0, op.weight_offset);
+    wide.bias = widened.template load<P>(op.bias, 1);
+    wide.weight_offset = 0;
+    return forward<T, Scalar<T>>(wide, threads);
   }
-  LayerNormRows<T, P>(op).run(threads);
+  op.statistics == RowStatistics::centered ? NormalizedRows<T, P, Centered<T>>(op).run(threads)
+                                           : NormalizedRows<T, P, Uncentered<T>>(op).run(threads);
+}
+
+template <class T, class P, class Statistics>
+void backward(const RowNormBackward& op, const T* input_weight, int threads) {
+  const bool streams = should_stream(3 * op.rows * op.columns * static_cast<int64_t>(sizeof(T)), threads, false);
+  const RowGradients<T, P, Statistics> gradients(op, input_weight);
+  streams ? gradients.template run<true>(threads) : gradients.template run<false>(threads);
 }
 
 // input_weight is the weight in the input's dtype, if it is to be had.
 template <class T, class P>
 void backward(const RowNormBackward& op, const T* input_weight, int threads) {
-  if constexpr (std::is_same_v<T, P>) input_weight = static_cast<const T*>(op.weight);
-  if constexpr (sizeof(P) == 2) {
-    if (widen_once(op.rows, op.columns)) {
-      const Widened widened(op.columns, 3);
-      RowNormBackward wide = op;
-      wide.weight = widened.load<P>(op.weight, 0);
-      wide.grad_weight = op.grad_weight ? widened.array(1) : nullptr;
-      wide.grad_bias = op.grad_bias ? widened.array(2) : nullptr;
-      backward<T, float>(wide, input_weight, threads);
-      widened.store<P>(1, op.grad_weight);
-      widened.store<P>(2, op.grad_bias);
-      return;
-    }
+  if constexpr (std::is_same_v<T, P>) {
+    if (op.weight_offset == 0) input_weight = static_cast<const T*>(op.weight);
   }
-  const bool streams = should_stream(3 * op.rows * op.columns * static_cast<int64_t>(sizeof(T)), threads, false);
-  const LayerNormGradients<T, P> gradients(op, input_weight);
-  streams ? gradients.template run<true>(threads) : gradients.template run<false>(threads);
+  if (should_widen<P>(op)) {
+    const Widened<Scalar<T>> widened(op.columns, 3);
+    RowNormBackward wide = op;
+    wide.weight = widened.template load<P>(op.weight, 0, op.weight_offset);
+    wide.grad_weight = op.grad_weight ? widened.array(1) : nullptr;
+    wide.grad_bias = op.grad_bias ? widened.array(2) : nullptr;
+    wide.weight_offset = 0;
+    backward<T, Scalar<T>>(wide, input_weight, threads);
+    widened.template store<P>(1, op.grad_weight);
+    widened.template store<P>(2, op.grad_bias);
+    return;
+  }
+  op.statistics == RowStatistics::centered ? backward<T, P, Centered<T>>(op, input_weight, threads)
+                                           : backward<T, P, Uncentered<T>>(op, input_weight, threads);
 }
 
 template <>

@@ -1,12 +1,13 @@
-// row_norm_backward.h -- LayerNorm backward on the CPU: the sums of a row, then everything elementwise in one pass,
+// row_norm_backward.h -- row norms backward on the CPU: the sums of a row, then everything elementwise in one pass,
 // the products for the weight's and bias's gradients included.
 #pragma once
 #include "cpu/rows/rows.h"
+#include "cpu/rows/statistics.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
-template <class T, class P>
-struct LayerNormGradients {
+template <class T, class P, class Statistics>
+struct RowGradients {
   using S = Scalar<T>;
   using V = Vector<T>;
 
@@ -18,7 +19,7 @@ struct LayerNormGradients {
   P *grad_weight, *grad_bias;
   int64_t rows, columns;
 
-  LayerNormGradients(const RowNormBackward& op, const T* input_weight)
+  RowGradients(const RowNormBackward& op, const T* input_weight)
       : grad_output(static_cast<const T*>(op.grad_output)),
         input(static_cast<const T*>(op.input)),
         mean(static_cast<const S*>(op.mean)),
@@ -31,8 +32,10 @@ struct LayerNormGradients {
         rows(op.rows),
         columns(op.columns) {}
 
+  S mean_of(int64_t row) const { return Statistics::kCentered ? mean[row] : S{0}; }
+
   // Whether the mean is so near zero that half types do without x - mean, and without the sum of xhat.
-  bool near(int64_t row) const { return sizeof(T) == 2 && near_zero(mean[row], rstd[row]) && rstd[row] < 0x1p80f; }
+  bool near(int64_t row) const { return sizeof(T) == 2 && near_zero(mean_of(row), rstd[row]) && rstd[row] < 0x1p80f; }
 
   // Adds Sum (sums.h) over one piece of a row to its totals.
   template <class Sum, class Inputs>
@@ -47,9 +50,10 @@ struct LayerNormGradients {
     if constexpr (kDotSums<T>) {
       const T *dy = grad_output + row * columns, *x = input + row * columns;
       if (!weight)
-        add_piece<DotProductSums<false>>(piece, Inputs<T, 2>({dy, x}), {}, totals);
+        add_piece<typename Statistics::template DotProducts<false>>(piece, Inputs<T, 2>({dy, x}), {}, totals);
       else if (input_weight)
-        add_piece<DotProductSums<true>>(piece, Inputs<T, 3>({dy, x, input_weight}), {}, totals);
+        add_piece<typename Statistics::template DotProducts<true>>(piece, Inputs<T, 3>({dy, x, input_weight}), {},
+                                                                   totals);
       return !weight || input_weight;
     }
     return false;
@@ -65,14 +69,15 @@ struct LayerNormGradients {
     if constexpr (sizeof(T) == 2) {
       if (near(row)) {
         Doubles products[2] = {};
-        if (!add_dot_products(row, piece, products)) add_piece<ProductSums<T>>(piece, weighted, {}, products);
+        if (!add_dot_products(row, piece, products))
+          add_piece<typename Statistics::Products>(piece, weighted, {}, products);
         const double count = static_cast<double>(piece_length(columns, piece)), g = sum(products[0]);
         double g_xhat = sum(products[1]);
-        if (settle_products(count, mean[row], rstd[row], g, g_xhat)) return {g, g_xhat, 0};
+        if (Statistics::settle(count, mean_of(row), rstd[row], g, g_xhat)) return {g, g_xhat, 0};
       }
     }
     Doubles sums[3] = {};
-    add_piece<GradientSums<T>>(piece, weighted, {mean[row], rstd[row]}, sums);
+    add_piece<typename Statistics::Gradients>(piece, weighted, {mean_of(row), rstd[row]}, sums);
     return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
   }
 
@@ -81,7 +86,7 @@ struct LayerNormGradients {
   struct Row {
     S center, rstd, offset, slope, level;
   };
-  template <bool kCentered>
+  template <bool kAtZero>  // all centers are zero
   struct Coefficients {
     V center, rstd, offset, slope, level;
 
@@ -91,56 +96,58 @@ struct LayerNormGradients {
           offset(broadcast(row.offset)),
           slope(broadcast(row.slope)),
           level(broadcast(row.level)) {}
-    V xhat(V x) const { return fma(kCentered ? x : x - center, rstd, offset); }
+    V xhat(V x) const { return fma(kAtZero ? x : x - center, rstd, offset); }
     V gradient(V dy, V weight, V xhat) const { return fma(xhat, slope, fma(dy, weight, level)) * rstd; }
   };
   Row row_coefficients(int64_t row, const Gradients& sums) const {
     const double n = static_cast<double>(columns), offset = -sums.offset(n);
-    const double near_offset = offset - static_cast<double>(mean[row]) * rstd[row];
-    return {near(row) ? S{0} : mean[row], rstd[row], static_cast<S>(near(row) ? near_offset : offset),
+    const double near_offset = offset - static_cast<double>(mean_of(row)) * rstd[row];
+    return {near(row) ? S{0} : mean_of(row), rstd[row], static_cast<S>(near(row) ? near_offset : offset),
             static_cast<S>(-sums.corrected(n) / n), static_cast<S>(-sums.g / n)};
   }
 
   // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals, or
-  // writes their gradients, if there are no totals because these are all the rows.
-  // Both at once. Rows to be streamed that share cache lines are staged if they are short; else each is streamed on its
-  // own. If `ahead` is not 0, it asks for what lies so many elements ahead.
-  template <bool kStream, bool kCentered>
+  // writes their gradients, if there are no totals because these are all the rows, in one pass over both. Rows to be
+  // streamed that share cache lines are staged if they are short; else each is streamed on its own. If `ahead` is not
+  // 0, it asks for what lies so many elements ahead.
+  template <bool kStream, bool kAtZero>
   void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
                  double* bias_totals, int64_t ahead) const {
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
     T* const dx = grad_input ? grad_input + first * columns : nullptr;
     const bool whole = columns % kLanes == 0 && whole_lines(grad_input, row_bytes);
     if (!kStream || !dx || whole)
-      return elementwise<kStream, kCentered>(first, count, row, begin, end, dx, weight_totals, bias_totals, ahead);
+      return elementwise<kStream, kAtZero>(first, count, row, begin, end, dx, weight_totals, bias_totals, ahead);
     if (should_stage(grad_input, row_bytes)) {
       Stage<T> stage;
-      elementwise<false, kCentered>(first, count, row, begin, end, stage.at, weight_totals, bias_totals, ahead);
+      elementwise<false, kAtZero>(first, count, row, begin, end, stage.at, weight_totals, bias_totals, ahead);
       return stage.stream_to(dx, count * columns);
     }
     for (int64_t r = 0; r < count; ++r) {
       const T *dy = grad_output + (first + r) * columns, *x = input + (first + r) * columns;
       const V one = broadcast(S{1});
-      const Coefficients<kCentered> k(row[r]);
+      const Coefficients<kAtZero> k(row[r]);
       map_vectors<kStream>(dx + r * columns, begin, end, [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
         return k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
       });
     }
     if (grad_weight || grad_bias)
-      elementwise<false, kCentered>(first, count, row, begin, end, nullptr, weight_totals, bias_totals, ahead);
+      elementwise<false, kAtZero>(first, count, row, begin, end, nullptr, weight_totals, bias_totals, ahead);
   }
 
   template <bool kStream>
   void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
                  double* bias_totals, int64_t ahead = 0) const {
-    bool centered = sizeof(T) == 2;
-    for (int64_t r = 0; r < count; ++r) centered = centered && row[r].center == 0;
-    centered ? gradients<kStream, true>(first, count, row, begin, end, weight_totals, bias_totals, ahead)
-             : gradients<kStream, false>(first, count, row, begin, end, weight_totals, bias_totals, ahead);
+    bool at_zero = sizeof(T) == 2 || !Statistics::kCentered;
+    for (int64_t r = 0; r < count; ++r) at_zero = at_zero && row[r].center == 0;
+    if (!Statistics::kCentered || at_zero)
+      gradients<kStream, true>(first, count, row, begin, end, weight_totals, bias_totals, ahead);
+    else if constexpr (Statistics::kCentered)
+      gradients<kStream, false>(first, count, row, begin, end, weight_totals, bias_totals, ahead);
   }
 
   // The first row's grad_input begins at dx, if it is wanted.
-  template <bool kStream, bool kCentered>
+  template <bool kStream, bool kAtZero>
   void elementwise(int64_t first, int64_t rows, const Row* row, int64_t begin, int64_t end, T* dx,
                    double* weight_totals, double* bias_totals, int64_t ahead) const {
     const V one = broadcast(S{1});
@@ -155,7 +162,7 @@ struct LayerNormGradients {
       for (int v = 0; v < kVectors; ++v) w[v] = load_or(weight, at + v * kLanes, count, one);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = (first + r) * columns + at;
-        const Coefficients<kCentered> k(row[r]);
+        const Coefficients<kAtZero> k(row[r]);
         if (ahead) {
           __builtin_prefetch(grad_output + i + ahead, 0, 2);
           __builtin_prefetch(input + i + ahead, 0, 2);
@@ -163,7 +170,7 @@ struct LayerNormGradients {
         for (int v = 0; v < kVectors; ++v) {
           const V dy = load(grad_output + i + v * kLanes, count), xhat = k.xhat(load(input + i + v * kLanes, count));
           dy_xhat[v] = fma(dy, xhat, dy_xhat[v]);
-          dy_sum[v] = dy_sum[v] + dy;
+          if constexpr (Statistics::kCentered) dy_sum[v] = dy_sum[v] + dy;
           gradient[v] = k.gradient(dy, w[v], xhat);
         }
         if (!dx) continue;
@@ -179,7 +186,7 @@ struct LayerNormGradients {
       }
       for (int v = 0; v < kVectors; ++v) {
         keep_sums(weight_totals, grad_weight, at + v * kLanes, dy_xhat[v], count);
-        keep_sums(bias_totals, grad_bias, at + v * kLanes, dy_sum[v], count);
+        if constexpr (Statistics::kCentered) keep_sums(bias_totals, grad_bias, at + v * kLanes, dy_sum[v], count);
       }
     };
     int64_t at = begin;

@@ -1,10 +1,11 @@
-// row_norm_forward.h -- LayerNorm forward on the CPU. A row stays in cache between the pass that sums it and the pass
+// row_norm_forward.h -- row norms forward on the CPU. A row stays in cache between the pass that sums it and the pass
 // that writes.
 #pragma once
 #include <tuple>
 #include <utility>
 
 #include "cpu/rows/rows.h"
+#include "cpu/rows/statistics.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
@@ -24,32 +25,33 @@ Scalar<T> guess(const T* x) {
 }
 
 // Of `count` elements, at least one, in float64.
-template <class T>
+template <class Statistics, class T>
 Moments wide_moments_of(const T* x, int64_t count) {
-  Scalar<T> shift = load_one(x);
-  auto [first, second] = sums_about<WideMomentSums<T>>(shift, x, count);
-  if (kTwoPasses<T>) {
+  using Sums = typename Statistics::WideSums;
+  Scalar<T> shift = Statistics::kCentered ? load_one(x) : 0;
+  auto [first, second] = sums_about<Sums>(shift, x, count);
+  if (Statistics::kCentered && kTwoPasses<T>) {
     shift += first / count;
-    std::tie(first, second) = sums_about<WideMomentSums<T>>(shift, x, count);
+    std::tie(first, second) = sums_about<Sums>(shift, x, count);
   }
   return moments_from_sums(count, shift, first, second);
 }
 
-// What FirstMomentSums are taken about, unless elements are few or float64.
-template <class T>
+// What the first sums are taken about, unless elements are few or float64.
+template <class Statistics, class T>
 Scalar<T> first_shift(const T* x) {
-  return kDotSums<T> ? 0 : guess(x);
+  return kDotSums<T> || !Statistics::kCentered ? 0 : guess(x);
 }
 
-// Where FirstMomentSums are not sound, or not taken.
-template <class T>
+// Where the first sums are not sound, or not taken.
+template <class Statistics, class T>
 Moments mended_moments_of(const T* x, int64_t count, double eps) {
-  if (kDotSums<T> && count >= kFew) {
+  if (Statistics::kCentered && kDotSums<T> && count >= kFew) {
     const auto shift = guess(x);
-    const auto [first, second] = sums_about<MomentSums<T>>(shift, x, count);
+    const auto [first, second] = sums_about<typename Statistics::FloatSums>(shift, x, count);
     if (sound<double>(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
   }
-  return wide_moments_of(x, count);
+  return wide_moments_of<Statistics>(x, count);
 }
 
 // (x * scale + shift) * weight + bias, for x and scale of 8 and 24 bits, is no subnormal number if shift is no smaller
@@ -69,10 +71,11 @@ bool are_normal(const P* parameter, int64_t count) {
   return all != 0;
 }
 
-template <class T, class P>
-struct LayerNormRows {
+template <class T, class P, class Statistics>
+struct NormalizedRows {
   using S = Scalar<T>;
   using V = Vector<T>;
+  using FirstSums = typename Statistics::FirstSums;
 
   const T* input;
   const P *weight, *bias;
@@ -82,7 +85,7 @@ struct LayerNormRows {
   double eps;
   bool normal_parameters = false;  // where it matters, and there are rows enough for it to be worth a look
 
-  explicit LayerNormRows(const RowNormForward& op)
+  explicit NormalizedRows(const RowNormForward& op)
       : input(static_cast<const T*>(op.input)),
         weight(static_cast<const P*>(op.weight)),
         bias(static_cast<const P*>(op.bias)),
@@ -104,17 +107,17 @@ struct LayerNormRows {
     if (kTwoPasses<T> || count < kFew) {
       NoSteps none;
       beside(none);
-      return mended_moments_of(in[0], count, eps);
+      return mended_moments_of<Statistics>(in[0], count, eps);
     }
     using From = Inputs<T, 1, kAhead>;
-    const auto shift = first_shift(in[0]);
+    const auto shift = first_shift<Statistics>(in[0]);
     Doubles sums[2] = {};
-    RunSums<FirstMomentSums<T>, T, From> run(From(in), 0, count, {shift}, sums);
+    RunSums<FirstSums, T, From> run(From(in), 0, count, {shift}, sums);
     beside(run);
     run.finish();
     const double first = sum(sums[0]), second = sum(sums[1]);
     return sound<double>(count, first, second, eps) ? moments_from_sums(count, shift, first, second)
-                                                    : mended_moments_of(in[0], count, eps);
+                                                    : mended_moments_of<Statistics>(in[0], count, eps);
   }
 
   // Columns [begin, end) of a row's output, xhat(x) * weight + bias, where the row's output begins at `to`. If `ahead`
@@ -146,7 +149,7 @@ struct LayerNormRows {
   NORMEXT_NOINLINE void normalize(int64_t row, T* to, double mean, double rstd, int64_t begin, int64_t end,
                                   int64_t ahead, Steps&& other) const {
     const V scale = broadcast(static_cast<S>(rstd));
-    if (sizeof(T) == 2 && near_zero(mean, rstd)) {
+    if ((sizeof(T) == 2 || !Statistics::kCentered) && near_zero(mean, rstd)) {
       const auto shift = static_cast<S>(-mean * rstd);
       const auto xhat = [=, shift = broadcast(shift)](V x) NORMEXT_INLINE { return fma(x, scale, shift); };
       if constexpr (kLooksForSubnormals<T>) {
@@ -167,7 +170,7 @@ struct LayerNormRows {
   void short_row_sums(const T* x, int64_t count, double* shift, double* first, double* second) const {
     Floats lanes[kLanes] = {};
     float near[kLanes] = {};
-    if constexpr (!kDotSums<T>) {
+    if constexpr (!kDotSums<T> && Statistics::kCentered) {
       for (int r = 0; r < kRowsSummed && r < count; ++r) lanes[r] = load(x + r * columns);
       store(near, sum_each(lanes) * (1.0f / kLanes));
     }
@@ -177,12 +180,12 @@ struct LayerNormRows {
       for (int r = 0; r < kRowsSummed && r < count; ++r) {
         const T* const in[1] = {x + r * columns};
         if constexpr (kDotSums<T>) {
-          const auto short_sums = short_dot_sum<DotMomentSums, 0>(in, 0, at, stop);
+          const auto short_sums = short_dot_sum<FirstSums, 0>(in, 0, at, stop);
           lanes[r] = short_sums.sums[0];
           lanes[r + kRowsSummed] = short_sums.sums[1];
         } else {
           const Floats k[1] = {broadcast(near[r])};
-          const auto short_sums = short_sum<MomentSums<T>>(0, at, stop, Inputs<T, 1>(in), k);
+          const auto short_sums = short_sum<FirstSums>(0, at, stop, Inputs<T, 1>(in), k);
           lanes[r] = short_sums.sums[0];
           lanes[r + kRowsSummed] = short_sums.sums[1];
         }
@@ -213,7 +216,7 @@ struct LayerNormRows {
     }
     for (int64_t r = 0; r < group.count; ++r) {
       if (is_sound[r]) continue;
-      const Moments moments = mended_moments_of(input + (group.first + r) * columns, columns, eps);
+      const Moments moments = mended_moments_of<Statistics>(input + (group.first + r) * columns, columns, eps);
       group.means[r] = moments.mean;
       group.vars[r] = moments.variance();
     }
@@ -234,8 +237,8 @@ struct LayerNormRows {
     for (int64_t r = 0; r < group.count; ++r) {
       const T* const in[1] = {input + (group.first + r) * columns};
       Doubles sums[2] = {};
-      shift[r] = first_shift(in[0]);
-      RunSums<FirstMomentSums<T>, T, From> run(From(in), 0, columns, {static_cast<S>(shift[r])}, sums);
+      shift[r] = first_shift<Statistics>(in[0]);
+      RunSums<FirstSums, T, From> run(From(in), 0, columns, {static_cast<S>(shift[r])}, sums);
       beside(r, run);
       run.finish();
       first[r] = sum(sums[0]);
@@ -297,7 +300,7 @@ struct LayerNormRows {
     while (group->count > 0) {
       for (int64_t r = 0; r < kRowsTogether; ++r) rstds[r] = reciprocal_std(group->vars[r], eps);
       for (int64_t r = 0; r < group->count; ++r) {
-        mean[group->first + r] = static_cast<S>(group->means[r]);
+        if constexpr (Statistics::kCentered) mean[group->first + r] = static_cast<S>(group->means[r]);
         rstd[group->first + r] = static_cast<S>(rstds[r]);
       }
       begin_at(*next, group->first + group->count);
@@ -335,7 +338,7 @@ struct LayerNormRows {
           means[r] = moments.mean;
           rstds[r] = reciprocal_std(moments.variance(), eps);
           if (begin > 0) continue;
-          mean[first + r] = static_cast<S>(means[r]);
+          if constexpr (Statistics::kCentered) mean[first + r] = static_cast<S>(means[r]);
           rstd[first + r] = static_cast<S>(rstds[r]);
         }
         for (int64_t piece = begin; piece < end; ++piece) {

@@ -1,4 +1,4 @@
-// rows.h -- how LayerNorm, forward and backward, cuts rows into work.
+// rows.h -- how the row norms, forward and backward, cut rows into work.
 //
 // Rows go to threads. Where there are too few of them, the threads share each row by columns. Either way the sums of a
 // row are taken over pieces of kPiece columns and merged in order: a row's result depends on nothing but the row.
