@@ -2,7 +2,7 @@
 //
 // A channel is `batch` planes; a block takes a slice of it. Vectors do not cross the end of a plane: with kSize of
 // kVec<T> planes are a multiple of it, and aligned; with kSize of 1 they are anything.
-// A row of LayerNorm is a channel of one plane.
+// A long row (row_norm_long.cuh) is a channel of one plane.
 #pragma once
 #include "cuda/elements/reduce.cuh"
 #include "cuda/elements/sums.cuh"

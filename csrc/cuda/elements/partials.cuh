@@ -18,6 +18,12 @@ struct Shift {
   }
 };
 
+// Squares are taken about zero.
+template <class A>
+struct Origin {
+  __device__ void operator()(int64_t, A (&k)[1]) const { k[0] = 0; }
+};
+
 // What xhat is made of.
 template <class A>
 struct SavedStatistics {
@@ -27,6 +33,12 @@ struct SavedStatistics {
     k[0] = mean[channel];
     k[1] = rstd[channel];
   }
+};
+template <class A>
+struct SavedRstd {
+  const A* rstd;
+
+  __device__ void operator()(int64_t channel, A (&k)[1]) const { k[0] = rstd[channel]; }
 };
 
 // A warp adds up a channel's partial sums, which stand at the rows channel, channel + channels, ... of as many slices.

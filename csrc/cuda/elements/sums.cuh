@@ -82,6 +82,39 @@ class MomentSums {
   A shift_ = 0;
 };
 
+// The sum of squares.
+template <class A>
+class SquareSums {
+ public:
+  static constexpr int kInputs = 1, kSums = 1, kCoefficients = 1;  // x; zero
+
+  __device__ void start(const A (&)[1]) {}
+
+  template <int kSize>
+  __device__ void add(const A (&in)[1][kSize], int count) {
+    A sum = squares_of(in[0], count, A(1));
+    const A scale = scale_for(sum, A(0));
+    double factor = 1;
+    if (scale != 1) {
+      sum = squares_of(in[0], count, scale);
+      factor = inverse_scale(scale);
+    }
+    sum_ = fma(static_cast<double>(sum) * factor, factor, sum_);
+  }
+
+  __device__ void totals(const A (&)[1], double (&out)[1]) const { out[0] = sum_; }
+
+ private:
+  template <int kSize>
+  __device__ static A squares_of(const A (&x)[kSize], int count, A scale) {
+    A first, second;
+    sum_powers(x, count, A(0), scale, first, second);
+    return second;
+  }
+
+  double sum_ = 0;
+};
+
 struct Moments {
   double mean, variance;
 
@@ -126,6 +159,30 @@ class GradientSums {
  private:
   A mean_ = 0, rstd_ = 0;
   double sums_[3] = {};
+};
+
+// The sum of g * xhat, for xhat = x * rstd.
+template <class A>
+class DotSums {
+ public:
+  static constexpr int kInputs = 2, kSums = 1, kCoefficients = 1;  // g, x; rstd
+
+  __device__ void start(const A (&k)[1]) { rstd_ = k[0]; }
+
+  template <int kSize>
+  __device__ void add(const A (&in)[2][kSize], int count) {
+    A sum = 0;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i)
+      if (i < count) sum = fma(in[0][i], in[1][i] * rstd_, sum);
+    sum_ += sum;
+  }
+
+  __device__ void totals(const A (&)[1], double (&out)[1]) const { out[0] = sum_; }
+
+ private:
+  A rstd_ = 0;
+  double sum_ = 0;
 };
 
 // The sum of xhat would be zero, were the saved mean not rounded: offset tells by how much, in units of the deviation,

@@ -1,4 +1,4 @@
-// partial_sums.cuh -- the gradients of LayerNorm's weight and bias: a line of sums from each block, then all lines
+// partial_sums.cuh -- the gradients of a norm's weight and bias: a line of sums from each block, then all lines
 // together.
 #pragma once
 #include "cuda/elements/launch.cuh"

@@ -1,14 +1,20 @@
-// row_norm.cu -- LayerNorm's kernels for every dtype.
+// row_norm.cu -- LayerNorm's and RMSNorm's kernels for every dtype.
 #include "cuda/rows/row_norm_backward.cuh"
 #include "cuda/rows/row_norm_forward.cuh"
 
 namespace normext::cuda {
 
 void perform(const RowNormForward& op, Run& run) {
-  with_type(op.dtype, [&]<class T>(Type<T>) { layer_norm_forward<T>(op, run); });
+  with_type(op.dtype, [&]<class T>(Type<T>) {
+    with_statistics(op.statistics,
+                    [&]<class Statistics>(Type<Statistics>) { row_norm_forward<T, Statistics>(op, run); });
+  });
 }
 void perform(const RowNormBackward& op, Run& run) {
-  with_type(op.dtype, [&]<class T>(Type<T>) { layer_norm_backward<T>(op, run); });
+  with_type(op.dtype, [&]<class T>(Type<T>) {
+    with_statistics(op.statistics,
+                    [&]<class Statistics>(Type<Statistics>) { row_norm_backward<T, Statistics>(op, run); });
+  });
 }
 
 template int64_t workspace_bytes(const RowNormForward&);

@@ -1,5 +1,9 @@
-// row_norm_backward.cuh -- LayerNorm backward: one pass over input and grad_output gives grad_input, and for each
-// block its part of grad_weight and grad_bias; a second, small kernel adds the parts up.
+// row_norm_backward.cuh -- the norms of rows backward: one pass over input and grad_output gives grad_input, and for
+// each block its part of grad_weight and grad_bias; a second, small kernel adds the parts up.
+//
+//   row_norm_backward_kernel   rows of up to 1024 vectors of 16 bytes; of up to 2048, by clusters of two blocks
+//   sum_partials_kernel        behind it, if a gradient of a parameter is asked for: see partial_sums.cuh
+//   long rows                  the kernels of row_norm_long.cuh
 //
 // Blocks are as many as run at once, and each goes through its share of the rows, the next row's vectors on their way
 // while the current one is computed. What a thread adds up for the weight and the bias stays in its registers, since
@@ -10,28 +14,17 @@
 #include "cuda/rows/partial_sums.cuh"
 #include "cuda/rows/row.cuh"
 #include "cuda/rows/row_norm_long.cuh"
+#include "cuda/rows/row_statistics.cuh"
 #include "cuda/rows/shared_parameters.cuh"
 #include "ops/row_norm.h"
 
 namespace normext::cuda {
 
-// grad_input = (g - level + xhat * slope) * rstd, with g = grad_output * weight and xhat = (x - mean) * rstd - offset.
-// The offset would be zero, were the saved mean not rounded. Taking it into account keeps gradients right where the
-// mean is far from zero.
-template <class A>
-struct RowCoefficients {
-  A offset, slope, level;
-
-  // From sums of g, g * xhat and xhat over 1 / inverse_n values.
-  __device__ RowCoefficients(const A (&sums)[3], A inverse_n)
-      : offset(sums[2] * inverse_n), slope(-(sums[1] - offset * sums[0]) * inverse_n), level(sums[0] * inverse_n) {}
-};
-
-// A row's inputs as they come from memory.
-template <class T, int kVecs>
+// A row's inputs as they come from memory. An absent row is zeros throughout, and adds nothing.
+template <class T, class Statistics, int kVecs>
 struct RowInputs {
   Pack<T> grad_output[kVecs], input[kVecs];
-  Compute<T> mean = 0, rstd = 0;  // an absent row is zeros throughout, and adds nothing
+  typename Statistics::template Saved<Compute<T>> saved;
 };
 
 // values, summed over the rows of a block in a fixed order, into a line of `partials`.
@@ -78,37 +71,40 @@ constexpr int kBackwardBlocks = (kVecs == 1   ? 768
                                               : 384) /
                                 kRowThreads<kLanes>;
 
-template <class T, int kLanes, int kVecs, bool kCluster, bool kAligned>
+template <class T, class Statistics, int kLanes, int kVecs, bool kCluster, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, kVecs>)
-    layer_norm_backward_kernel(const RowNormBackward op, const PartialSums partials, const unsigned blocks,
-                               const int lines_of_block, const int64_t capacity, const Compute<T> inverse_n) {
+    row_norm_backward_kernel(const RowNormBackward op, const PartialSums partials, const unsigned blocks,
+                             const int lines_of_block, const int64_t capacity, const Compute<T> inverse_n,
+                             const Compute<T> weight_offset) {
   follow();
   using A = Compute<T>;
   using Part = RowPart<T, kLanes, kVecs, kCluster, kAligned>;
-  using Sum = GroupSum<A, 3, kRowThreads<kLanes>, kLanes, kCluster>;
+  using Sum = GroupSum<A, Statistics::kBackwardSums, kRowThreads<kLanes>, kLanes, kCluster>;
+  using Gradient = typename Statistics::template Gradient<A>;
+  using Inputs = RowInputs<T, Statistics, kVecs>;
+  constexpr bool kHasBias = Statistics::kParameters == 2;
   constexpr int kGather = Part::kRows > 1 ? kLanes * kVecs * kVec<T> : 0;
   SHARED_ARRAY(A, shared, Sum::kSharedValues > kGather ? Sum::kSharedValues : kGather);
   DYNAMIC_SHARED(char, parameters);
   Sum group_sum(shared);
-  const SharedParameters<T, 1> weights(parameters, op.param_dtype, capacity);
+  const SharedParameters<T, 1> weights(parameters, op.param_dtype, capacity, weight_offset);
 
   const Part part(op.columns);
   const auto load = [&](int64_t row) {
-    RowInputs<T, kVecs> in{};
+    Inputs in{};
     if (row >= op.rows) return in;
     part.load(static_cast<const T*>(op.grad_output) + row * op.columns, in.grad_output);
     part.load(static_cast<const T*>(op.input) + row * op.columns, in.input);
-    in.mean = static_cast<const A*>(op.mean)[row];
-    in.rstd = static_cast<const A*>(op.rstd)[row];
+    in.saved = in.saved.load(op, row);
     return in;
   };
 
   const int64_t row_step = static_cast<int64_t>(blocks) * Part::kRows;
   int64_t row = part.row();
-  RowInputs<T, kVecs> next;  // single elements on their way need a register each: too many for the next row's, too
+  Inputs next;  // single elements on their way need a register each: too many for the next row's, too
   if constexpr (kAligned) next = load(row);
 
-  weights.fetch({op.weight}, {1}, op.columns);
+  weights.fetch(op.weight, nullptr, op.columns);
   __syncthreads();
   // Three vectors of it find no room in registers.
   constexpr bool kWeightStays = kVecs <= 2;
@@ -126,11 +122,11 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
     // All threads go round as often as the block's first row does: they meet at barriers.
     for (int left = kRowsOfLine; left > 0 && row - part.row_of_block() < op.rows; --left, row += row_step) {
       opaque(row);
-      RowInputs<T, kVecs> in = kAligned ? next : load(row);
+      Inputs in = kAligned ? next : load(row);
       if constexpr (kAligned) next = load(row + row_step);
 
       // Computed twice rather than kept: registers are what limits the length of a row here.
-      const auto xhat = [&](int v, int i) { return (in.input[v][i] - in.mean) * in.rstd; };
+      const auto xhat = [&](int v, int i) { return in.saved.xhat(in.input[v][i]); };
       const auto weight_of = [&](int v, A(&w)[1][kVec<T>]) {
         if constexpr (kWeightStays) {
 #pragma unroll
@@ -139,28 +135,23 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
           read_weight(v, w);
         }
       };
-      A sums[3] = {};
+      A sums[Statistics::kBackwardSums] = {};
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
         A x[kVec<T>], w[1][kVec<T>];
         weight_of(v, w);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) x[i] = xhat(v, i);
-        if (!part.is_whole(v)) {
+        if (!Statistics::kKeepsZeros && !part.is_whole(v)) {
 #pragma unroll
           for (int i = 0; i < kVec<T>; ++i)
             if (kAligned || part.column(v, i) >= part.end()) x[i] = 0;
         }
 #pragma unroll
-        for (int i = 0; i < kVec<T>; ++i) {
-          const A g = in.grad_output[v][i] * w[0][i];
-          sums[0] += g;
-          sums[1] = fma(g, x[i], sums[1]);
-          sums[2] += x[i];
-        }
+        for (int i = 0; i < kVec<T>; ++i) Gradient::add(in.grad_output[v][i] * w[0][i], x[i], sums);
       }
       group_sum(sums);
-      const RowCoefficients<A> k(sums, inverse_n);
+      const Gradient gradient = Gradient::of(sums, inverse_n);
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
         opaque(in.grad_output[v].words);
@@ -169,10 +160,10 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
         weight_of(v, w);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) {
-          const A dy = in.grad_output[v][i], x = xhat(v, i) - k.offset;
-          dx[i] = fma(x, k.slope, dy * w[0][i] - k.level) * in.rstd;
+          const A dy = in.grad_output[v][i], x = gradient.corrected(xhat(v, i));
+          dx[i] = gradient(dy * w[0][i], x) * in.saved.rstd;
           if (partials.weight) weight_sum[v][i] = fma(dy, x, weight_sum[v][i]);
-          if (partials.bias) bias_sum[v][i] += dy;
+          if (kHasBias && partials.bias) bias_sum[v][i] += dy;
         }
         if (op.grad_input && row < op.rows) part.store(static_cast<T*>(op.grad_input) + row * op.columns, v, dx);
       }
@@ -185,36 +176,38 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
                                          values, shared);
     };
     store(partials.weight, weight_sum);
-    store(partials.bias, bias_sum);
+    if constexpr (kHasBias) store(partials.bias, bias_sum);
   }
   group_sum.leave();
   group_sum.finish();
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
-template <class T, int kLanes, int kVecs, bool kCluster = false>
-void launch_layer_norm_backward(const RowNormBackward& op, Run& run, bool aligned, int cluster = 1) {
+template <class T, class Statistics, int kLanes, int kVecs, bool kCluster = false>
+void launch_row_norm_backward(const RowNormBackward& op, Run& run, bool aligned, int cluster = 1) {
   constexpr int kRows = RowPart<T, kLanes, kVecs, kCluster, true>::kRows;
   const int64_t fit = std::max(1, run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / cluster);
   const int64_t blocks = std::min(fit, ceil_div(op.rows, kRows));
   const int64_t lines_of_block = ceil_div(op.rows, blocks * kRows * kRowsOfLine), lines = blocks * lines_of_block;
   const PartialSums partials = take_partial_sums<T>(op, run, lines);
   const int64_t capacity = int64_t{cluster} * kLanes * kVecs * kVec<T>;  // weights also where a row has ended
-  run.launch(aligned ? layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, true>
-                     : layer_norm_backward_kernel<T, kLanes, kVecs, kCluster, false>,
+  run.launch(aligned ? row_norm_backward_kernel<T, Statistics, kLanes, kVecs, kCluster, true>
+                     : row_norm_backward_kernel<T, Statistics, kLanes, kVecs, kCluster, false>,
              {.grid = grid_of(blocks * cluster),
               .block = kRowThreads<kLanes>,
               .shared_bytes = static_cast<size_t>(shared_parameter_bytes<T>(op.param_dtype, capacity)),
               .cluster = static_cast<unsigned>(cluster)},
              op, partials, grid_of(blocks), static_cast<int>(lines_of_block), capacity,
-             1 / static_cast<Compute<T>>(op.columns));
+             1 / static_cast<Compute<T>>(op.columns), static_cast<Compute<T>>(op.weight_offset));
   launch_sum_partials<T>(op, run, partials, lines);
 }
 
-template <class T>
-void layer_norm_backward(const RowNormBackward& op, Run& run) {
+template <class T, class Statistics>
+void row_norm_backward(const RowNormBackward& op, Run& run) {
   const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.grad_output, op.input, op.weight, op.grad_input);
-  const auto launch = [&]<int kLanes, int kVecs>() { launch_layer_norm_backward<T, kLanes, kVecs>(op, run, aligned); };
+  const auto launch = [&]<int kLanes, int kVecs>() {
+    launch_row_norm_backward<T, Statistics, kLanes, kVecs>(op, run, aligned);
+  };
   const int64_t vectors = ceil_div(op.columns, kVec<T>);
   // Both inputs, the next row's, and the sums for the weight and the bias want registers: two vectors of a row a
   // thread, three where the row is a multiple of three, and more threads for longer rows.
@@ -232,8 +225,8 @@ void layer_norm_backward(const RowNormBackward& op, Run& run) {
   if (vectors <= 1024) return launch.template operator()<512, 2>();
   // Two blocks. More, measured on an H200, lose more time waiting for each other than reading a row twice takes.
   if (vectors <= 2048 && run.device.has_clusters)
-    return launch_layer_norm_backward<T, 512, 2, true>(op, run, aligned, 2);
-  long_layer_norm_backward<T>(op, run, aligned);
+    return launch_row_norm_backward<T, Statistics, 512, 2, true>(op, run, aligned, 2);
+  long_row_norm_backward<T, Statistics>(op, run, aligned);
 }
 
 }  // namespace normext::cuda

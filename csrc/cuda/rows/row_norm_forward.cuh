@@ -1,15 +1,19 @@
-// row_norm_forward.cuh -- LayerNorm forward: a row is read once, and stays in registers until it is written.
+// row_norm_forward.cuh -- the norms of rows forward: a row is read once, and stays in registers until it is written.
+//
+//   row_norm_forward_kernel   rows of up to 4096 vectors of 16 bytes; unaligned ones, of up to 1024
+//   long rows                 the kernels of row_norm_long.cuh
 //
 // A block holds weight and bias in shared memory and goes through a few rows, the next row's vectors on their way while
 // the current one is computed, where there are registers for them. kLanes threads share a row, each with kVecs vectors
-// of it. The variance is taken in two passes over the registers. Who computes what depends on the row's length alone,
-// and how it is loaded on its alignment, so a row's result does not depend on the batch it is in.
+// of it. Statistics are taken in passes over the registers: see row_statistics.cuh. Who computes what depends on the
+// row's length alone, and how it is loaded on its alignment, so a row's result does not depend on the batch it is in.
 #pragma once
 #include "cuda/elements/launch.cuh"
 #include "cuda/elements/numerics.cuh"
 #include "cuda/elements/reduce.cuh"
 #include "cuda/rows/row.cuh"
 #include "cuda/rows/row_norm_long.cuh"
+#include "cuda/rows/row_statistics.cuh"
 #include "cuda/rows/shared_parameters.cuh"
 #include "ops/row_norm.h"
 
@@ -21,7 +25,8 @@ struct Row {
   using A = Compute<T>;
   Part part;
   Pack<T> packs[kVecs] = {};
-  T first{};  // the row's first value, widened where it is used: widened here, it would be waited for here
+  // The row's first value, loaded for those who ask for it. Widened where it is used: here, it would be waited for.
+  T first{};
 
   __device__ explicit Row(const Part& place) : part(place) {}
   __device__ void load(const T* row) {
@@ -66,48 +71,15 @@ struct Row {
   }
 };
 
-// A row's statistics, taken of values * scale.
-template <class A>
-struct RowStatistics {
-  A scale = 1;
-  A center, low;  // the mean, in two parts: center is it rounded, and what a single A cannot hold of it is in low
-  A variance;
-
-  __device__ A mean() const { return (center + low) * inverse_scale(scale); }
-  __device__ A scaled_rstd(A eps) const {  // times scale: rstd
-    const A back = inverse_scale(scale);
-    if (scale > 1 && eps >= Squares<A>::kSmallEps) return reciprocal_root(variance * back * back + eps) * back;
-    return reciprocal_root(variance + eps * scale * scale);
-  }
-};
-
-// First the mean, as the mean of differences from the row's first value: so a constant row leaves zeros, and a mean far
-// from zero its last digits. Then the variance, about that mean. Of a row that does not exist: anything.
-template <bool kShareBarriers, class ARow, class GroupSum, class A = typename ARow::A>
-__device__ RowStatistics<A> row_statistics(ARow& row, bool exists, A inverse_n, GroupSum& group_sum) {
-  RowStatistics<A> s;
+// The statistics of a row: of values * scale, where the values' squares cannot be summed as they are. Of a row that
+// does not exist: anything.
+template <class OfRow, bool kShareBarriers, class ARow, class GroupSum, class A>
+__device__ OfRow row_statistics(ARow& row, bool exists, A inverse_n, GroupSum& group_sum) {
+  OfRow s;
   for (bool again = false;; again = true) {
-    const A first = widen(row.first) * s.scale;
-    A total[1];
-    row.sum(s.scale, first, [](A d, A(&out)[1]) { out[0] = d; }, total);
-    group_sum(total);
-    s.center = first + total[0] * inverse_n;
-
-    A sums[2];
-    row.sum(
-        s.scale, s.center,
-        [](A d, A(&out)[2]) {
-          out[0] = d;
-          out[1] = d * d;
-        },
-        sums);
-    group_sum(sums);
-    s.low = sums[0] * inverse_n;
-    const A variance = sums[1] * inverse_n - s.low * s.low;
-    s.variance = variance < 0 ? 0 : variance;  // NaN stays NaN
-
+    const A scale = s.measure(row, inverse_n, group_sum);
     if (again) return s;
-    s.scale = scale_for(sums[1], s.center);
+    s.scale = scale;
     // Rows that share a warp, or a block's barriers, go round together, since all must take part. A scale of 1 changes
     // nothing.
     const bool wants = exists && s.scale != 1;
@@ -119,7 +91,7 @@ __device__ RowStatistics<A> row_statistics(ARow& row, bool exists, A inverse_n, 
 // registers for it, do better than one that has, and a block of 1024 has none either; single elements on their way need
 // a register each.
 template <int kLanes, int kVecs, bool kAligned>
-constexpr bool kPrefetch = kAligned && kLanes * kVecs < 2048;
+constexpr bool kPrefetch = kAligned&& kLanes* kVecs < 2048;
 
 // Blocks that fit on an SM at once, by the registers they need: 64 a thread for two vectors, or for four where nothing
 // else is on its way, 80 for four; unaligned, 128.
@@ -131,21 +103,21 @@ constexpr int kForwardBlocks = (!kAligned                                       
 
 // And those that the compiler has to leave room for: fewer, where half types would spill.
 template <class T, int kLanes, int kVecs, bool kAligned>
-constexpr int kForwardBounds =
-    kComputesInPairs && sizeof(T) == 2 && kVecs > 1 && kLanes <= 512 ? 512 / kRowThreads<kLanes>
-                                                                     : kForwardBlocks<kLanes, kVecs, kAligned>;
+constexpr int kForwardBounds = kComputesInPairs && sizeof(T) == 2 && kVecs > 1 && kLanes <= 512
+                                   ? 512 / kRowThreads<kLanes>
+                                   : kForwardBlocks<kLanes, kVecs, kAligned>;
 
-template <class T, int kLanes, int kVecs, bool kAligned>
+template <class T, class Statistics, int kLanes, int kVecs, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes, kVecs, kAligned>)
-    layer_norm_forward_kernel(const RowNormForward op, const int rounds, const int64_t capacity,
-                              const Compute<T> inverse_n) {
+    row_norm_forward_kernel(const RowNormForward op, const int rounds, const int64_t capacity,
+                            const Compute<T> inverse_n, const Compute<T> weight_offset) {
   using A = Compute<T>;
   using Part = RowPart<T, kLanes, kVecs, false, kAligned>;
-  using Sum = GroupSum<A, 2, kRowThreads<kLanes>, kLanes, false>;
+  using Sum = GroupSum<A, Statistics::kForwardSums, kRowThreads<kLanes>, kLanes, false>;
   SHARED_ARRAY(A, exchange, Sum::kSharedValues);
   DYNAMIC_SHARED(char, shared);
   Sum group_sum(exchange);
-  const SharedParameters<T, 2> parameters(shared, op.param_dtype, capacity);
+  const SharedParameters<T, Statistics::kParameters> parameters(shared, op.param_dtype, capacity, weight_offset);
 
   const Part part(op.columns);
   const auto load = [&](int64_t index) {
@@ -155,7 +127,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes,
   };
   int64_t index = static_cast<int64_t>(blockIdx.x) * rounds * Part::kRows + part.row_of_block();
   auto next = load(index);
-  parameters.fetch({op.weight, op.bias}, {1, 0}, op.columns);
+  parameters.fetch(op.weight, op.bias, op.columns);
   __syncthreads();
 
   for (int left = rounds; left > 0 && index - part.row_of_block() < op.rows; --left, index += Part::kRows) {
@@ -165,22 +137,22 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes,
     if constexpr (kPrefetch<kLanes, kVecs, kAligned>) load_next();
 
     const bool exists = index < op.rows;
-    const auto s = row_statistics<(kLanes > kWarpSize && Part::kRows > 1)>(row, exists, inverse_n, group_sum);
-    const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps)), low = -s.low * scaled_rstd;
-    if (exists && part.is_first_of_row()) {
-      static_cast<A*>(op.mean)[index] = s.mean();
-      static_cast<A*>(op.rstd)[index] = scaled_rstd * s.scale;
-    }
+    constexpr bool kShareBarriers = kLanes > kWarpSize && Part::kRows > 1;
+    const auto s =
+        row_statistics<typename Statistics::template OfRow<A>, kShareBarriers>(row, exists, inverse_n, group_sum);
+    const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps));
+    const auto normalization = s.normalization(scaled_rstd);
+    if (exists && part.is_first_of_row()) s.store(op, index, scaled_rstd);
     T* const output = static_cast<T*>(op.output) + index * op.columns;
     parameters.with_type([&]<class P>(Type<P> type) {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
         if (!exists || part.column(v) >= part.end()) break;
-        A d[kVec<T>], weight_bias[2][kVec<T>], y[kVec<T>];
-        row.differences(v, s.scale, s.center, d);
+        A d[kVec<T>], weight_bias[Statistics::kParameters][kVec<T>], y[kVec<T>];
+        row.differences(v, s.scale, normalization.center, d);
         parameters.template read<Part::kStep>(type, part.column(v), weight_bias);
 #pragma unroll
-        for (int i = 0; i < kVec<T>; ++i) y[i] = fma(fma(d[i], scaled_rstd, low), weight_bias[0][i], weight_bias[1][i]);
+        for (int i = 0; i < kVec<T>; ++i) y[i] = Statistics::affine(normalization.of_difference(d[i]), weight_bias, i);
         part.store(output, v, y);
       }
     });
@@ -191,32 +163,33 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes,
 // ------------------------------------------------------------------------------------------------ launch configuration
 // `rounds`: rows that a block goes through, one for each group of its lanes at a time, where there are so many. Few,
 // for then the GPU hands out blocks to whichever SM is through with its own; several, for weight and bias to pay.
-template <class T, int kLanes, int kVecs, bool kAligned>
-void launch_layer_norm_forward(const RowNormForward& op, Run& run, int64_t rounds) {
+template <class T, class Statistics, int kLanes, int kVecs, bool kAligned>
+void launch_row_norm_forward(const RowNormForward& op, Run& run, int64_t rounds) {
   const int64_t capacity = kAligned ? op.columns : int64_t{kLanes} * kVecs * kVec<T>;
-  const int64_t bytes = 2 * shared_parameter_bytes<T>(op.param_dtype, capacity);
+  const int64_t bytes = Statistics::kParameters * shared_parameter_bytes<T>(op.param_dtype, capacity);
   const int64_t fit = std::min<int64_t>(kForwardBlocks<kLanes, kVecs, kAligned>,
                                         run.device.max_shared_bytes / (bytes + kExchangeBytes));
   const int64_t groups = ceil_div(op.rows, kRowThreads<kLanes> / kLanes);
   rounds = std::min(rounds, ceil_div(groups, run.device.sm_count * fit));
-  run.launch(layer_norm_forward_kernel<T, kLanes, kVecs, kAligned>,
+  run.launch(row_norm_forward_kernel<T, Statistics, kLanes, kVecs, kAligned>,
              {.grid = grid_of(ceil_div(groups, rounds)),
               .block = kRowThreads<kLanes>,
               .shared_bytes = static_cast<size_t>(bytes)},
-             op, static_cast<int>(rounds), capacity, 1 / static_cast<Compute<T>>(op.columns));
+             op, static_cast<int>(rounds), capacity, 1 / static_cast<Compute<T>>(op.columns),
+             static_cast<Compute<T>>(op.weight_offset));
 }
 
-template <class T>
-void layer_norm_forward(const RowNormForward& op, Run& run) {
+template <class T, class Statistics>
+void row_norm_forward(const RowNormForward& op, Run& run) {
   const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.input, op.output, op.weight, op.bias);
   const int64_t vectors = ceil_div(op.columns, kVec<T>);
   // Few threads with several vectors each: loads on the way, and what is the same for a whole row is shared by more of
   // it. The steps are what an H200 does best with (notes/cuda_kernels.md). A part of a warp: no barrier.
   const auto launch = [&]<int kLanes, int kVecs>() {
     if (aligned)
-      launch_layer_norm_forward<T, kLanes, kVecs, true>(op, run, 2);
+      launch_row_norm_forward<T, Statistics, kLanes, kVecs, true>(op, run, 2);
     else
-      launch_layer_norm_forward<T, kLanes, kVecs, false>(op, run, 2);
+      launch_row_norm_forward<T, Statistics, kLanes, kVecs, false>(op, run, 2);
   };
   if (vectors <= 4) return launch.template operator()<4, 1>();
   if (vectors <= 8) return launch.template operator()<4, 2>();
@@ -227,27 +200,27 @@ void layer_norm_forward(const RowNormForward& op, Run& run) {
   if (vectors <= 128) return launch.template operator()<32, 4>();
   // A block, or half of one.
   const int64_t capacity = aligned ? op.columns : 2 * op.columns;  // or less
-  const int64_t bytes = 2 * shared_parameter_bytes<T>(op.param_dtype, capacity) + kExchangeBytes;
+  const int64_t bytes = Statistics::kParameters * shared_parameter_bytes<T>(op.param_dtype, capacity) + kExchangeBytes;
   if (bytes > run.device.max_shared_bytes || vectors > (aligned ? 4096 : 1024))
-    return long_layer_norm_forward<T>(op, run, aligned);
+    return long_row_norm_forward<T, Statistics>(op, run, aligned);
   if (!aligned) {
-    if (vectors <= 256) return launch_layer_norm_forward<T, 128, 2, false>(op, run, 4);
-    if (vectors <= 512) return launch_layer_norm_forward<T, 256, 2, false>(op, run, 4);
-    return launch_layer_norm_forward<T, 512, 2, false>(op, run, 4);
+    if (vectors <= 256) return launch_row_norm_forward<T, Statistics, 128, 2, false>(op, run, 4);
+    if (vectors <= 512) return launch_row_norm_forward<T, Statistics, 256, 2, false>(op, run, 4);
+    return launch_row_norm_forward<T, Statistics, 512, 2, false>(op, run, 4);
   }
-  if (vectors <= 192) return launch_layer_norm_forward<T, 64, 3, true>(op, run, 4);
-  if (vectors <= 256) return launch_layer_norm_forward<T, 64, 4, true>(op, run, 4);
+  if (vectors <= 192) return launch_row_norm_forward<T, Statistics, 64, 3, true>(op, run, 4);
+  if (vectors <= 256) return launch_row_norm_forward<T, Statistics, 64, 4, true>(op, run, 4);
   if (vectors <= 512) {
     if constexpr (sizeof(T) == 2)
-      return launch_layer_norm_forward<T, 128, 4, true>(op, run, 4);
+      return launch_row_norm_forward<T, Statistics, 128, 4, true>(op, run, 4);
     else
-      return launch_layer_norm_forward<T, 256, 2, true>(op, run, 4);
+      return launch_row_norm_forward<T, Statistics, 256, 2, true>(op, run, 4);
   }
-  if (vectors <= 768) return launch_layer_norm_forward<T, 256, 3, true>(op, run, 4);
-  if (vectors <= 1024) return launch_layer_norm_forward<T, 256, 4, true>(op, run, 2);
-  if (vectors <= 1536) return launch_layer_norm_forward<T, 512, 3, true>(op, run, 4);
-  if (vectors <= 2048) return launch_layer_norm_forward<T, 512, 4, true>(op, run, 4);
-  launch_layer_norm_forward<T, 1024, 4, true>(op, run, 8);
+  if (vectors <= 768) return launch_row_norm_forward<T, Statistics, 256, 3, true>(op, run, 4);
+  if (vectors <= 1024) return launch_row_norm_forward<T, Statistics, 256, 4, true>(op, run, 2);
+  if (vectors <= 1536) return launch_row_norm_forward<T, Statistics, 512, 3, true>(op, run, 4);
+  if (vectors <= 2048) return launch_row_norm_forward<T, Statistics, 512, 4, true>(op, run, 4);
+  launch_row_norm_forward<T, Statistics, 1024, 4, true>(op, run, 8);
 }
 
 }  // namespace normext::cuda

@@ -1,4 +1,4 @@
-// shared_parameters.cuh -- LayerNorm's weight, or weight and bias, in shared memory, where every row of a block finds
+// shared_parameters.cuh -- a norm's weight, or weight and bias, in shared memory, where every row of a block finds
 // them.
 #pragma once
 #include "cuda/elements/parameters.cuh"
@@ -16,22 +16,24 @@ int64_t shared_parameter_bytes(DType param_dtype, int64_t capacity) {
   return shared_parameter_bytes<T, T>(capacity);
 }
 
+// kCount of 1: the weight; of 2: the weight, then the bias.
 template <class T, int kCount>
 class SharedParameters {
  public:
   using A = Compute<T>;
 
-  // With room for so many columns.
-  __device__ SharedParameters(char* shared, DType dtype, int64_t capacity)
-      : shared_(shared), dtype_(dtype), capacity_(static_cast<int>(capacity)) {}
+  // With room for so many columns. weight_offset is added to the weight as it is read.
+  __device__ SharedParameters(char* shared, DType dtype, int64_t capacity, A weight_offset)
+      : shared_(shared), dtype_(dtype), capacity_(static_cast<int>(capacity)), weight_offset_(weight_offset) {}
 
-  // Copies them, with all threads of the block; a barrier must follow. `otherwise` for what there is none of, and
-  // behind the end.
-  __device__ void fetch(const void* const (&from)[kCount], const A (&otherwise)[kCount], int64_t columns) const {
+  // Copies them, with all threads of the block; a barrier must follow. Ones stand for a weight that there is none of,
+  // zeros for a bias, also behind the end.
+  __device__ void fetch(const void* weight, const void* bias, int64_t columns) const {
     with_type([&]<class P>(Type<P>) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k)
-        fetch(static_cast<const P*>(from[k]), array<P>(k), narrow<P>(otherwise[k]), static_cast<int>(columns));
+        fetch(static_cast<const P*>(k == 0 ? weight : bias), array<P>(k), narrow<P>(k == 0 ? A(1) : A(0)),
+              static_cast<int>(columns));
     });
     await_copies();
   }
@@ -60,6 +62,8 @@ class SharedParameters {
         }
       }
     }
+#pragma unroll
+    for (int i = 0; i < kVec<T>; ++i) out[0][i] += weight_offset_;
   }
 
  private:
@@ -81,6 +85,7 @@ class SharedParameters {
   char* shared_;
   DType dtype_;
   int capacity_;
+  A weight_offset_;
 };
 
 }  // namespace normext::cuda
