@@ -13,6 +13,7 @@
 #include "cuda/elements/reduce.cuh"
 #include "cuda/rows/partial_sums.cuh"
 #include "cuda/rows/row.cuh"
+#include "cuda/rows/row_launches.cuh"
 #include "cuda/rows/row_norm_long.cuh"
 #include "cuda/rows/row_statistics.cuh"
 #include "cuda/rows/shared_parameters.cuh"
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
   Inputs next;  // single elements on their way need a register each: too many for the next row's, too
   if constexpr (kAligned) next = load(row);
 
-  weights.fetch(op.weight, nullptr, op.columns);
+  weights.fetch({op.weight, nullptr}, op.columns);
   __syncthreads();
   // Three vectors of it find no room in registers.
   constexpr bool kWeightStays = kVecs <= 2;
@@ -183,50 +184,43 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
-template <class T, class Statistics, int kLanes, int kVecs, bool kCluster = false>
-void launch_row_norm_backward(const RowNormBackward& op, Run& run, bool aligned, int cluster = 1) {
-  constexpr int kRows = RowPart<T, kLanes, kVecs, kCluster, true>::kRows;
-  const int64_t fit = std::max(1, run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / cluster);
+template <class T, class Statistics, RowLaunch kLaunch, bool kAligned>
+void launch_row_norm_backward(const RowNormBackward& op, Run& run) {
+  constexpr int kLanes = kLaunch.lanes, kVecs = kLaunch.vecs, kThreads = kRowThreads<kLanes>,
+                kCluster = kLaunch.cluster;
+  constexpr int kRows = kThreads / kLanes;
+  const int64_t fit = std::max(1, run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / kCluster);
   const int64_t blocks = std::min(fit, ceil_div(op.rows, kRows));
   const int64_t lines_of_block = ceil_div(op.rows, blocks * kRows * kRowsOfLine), lines = blocks * lines_of_block;
   const PartialSums partials = take_partial_sums<T>(op, run, lines);
-  const int64_t capacity = int64_t{cluster} * kLanes * kVecs * kVec<T>;  // weights also where a row has ended
-  run.launch(aligned ? row_norm_backward_kernel<T, Statistics, kLanes, kVecs, kCluster, true>
-                     : row_norm_backward_kernel<T, Statistics, kLanes, kVecs, kCluster, false>,
-             {.grid = grid_of(blocks * cluster),
-              .block = kRowThreads<kLanes>,
+  const int64_t capacity = int64_t{kCluster} * kLanes * kVecs * kVec<T>;  // weights also where a row has ended
+  run.launch(row_norm_backward_kernel<T, Statistics, kLanes, kVecs, (kCluster > 1), kAligned>,
+             {.grid = grid_of(blocks * kCluster),
+              .block = kThreads,
               .shared_bytes = static_cast<size_t>(shared_parameter_bytes<T>(op.param_dtype, capacity)),
-              .cluster = static_cast<unsigned>(cluster)},
+              .cluster = kCluster},
              op, partials, grid_of(blocks), static_cast<int>(lines_of_block), capacity,
              1 / static_cast<Compute<T>>(op.columns), static_cast<Compute<T>>(op.weight_offset));
   launch_sum_partials<T>(op, run, partials, lines);
 }
 
+template <class T, class Statistics, bool kAligned>
+void row_norm_backward(const RowNormBackward& op, Run& run) {
+  const bool launched =
+      choose_launch<backward_launches<Statistics, kAligned>()>(ceil_div(op.columns, kVec<T>), [&]<RowLaunch kLaunch>() {
+        if (kLaunch.cluster > 1 && !run.device.has_clusters) return false;
+        launch_row_norm_backward<T, Statistics, kLaunch, kAligned>(op, run);
+        return true;
+      });
+  if (!launched) long_row_norm_backward<T, Statistics>(op, run, kAligned);
+}
+
 template <class T, class Statistics>
 void row_norm_backward(const RowNormBackward& op, Run& run) {
-  const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.grad_output, op.input, op.weight, op.grad_input);
-  const auto launch = [&]<int kLanes, int kVecs>() {
-    launch_row_norm_backward<T, Statistics, kLanes, kVecs>(op, run, aligned);
-  };
-  const int64_t vectors = ceil_div(op.columns, kVec<T>);
-  // Both inputs, the next row's, and the sums for the weight and the bias want registers: two vectors of a row a
-  // thread, three where the row is a multiple of three, and more threads for longer rows.
-  if (vectors <= 4) return launch.template operator()<4, 1>();
-  if (vectors <= 8) return launch.template operator()<4, 2>();
-  if (vectors <= 16) return launch.template operator()<8, 2>();
-  if (vectors <= 32) return launch.template operator()<16, 2>();
-  if (vectors <= 64) return launch.template operator()<32, 2>();
-  if (vectors <= 96) return launch.template operator()<32, 3>();
-  if (vectors <= 128) return launch.template operator()<64, 2>();
-  if (vectors <= 192) return launch.template operator()<64, 3>();
-  if (vectors <= 256) return launch.template operator()<128, 2>();
-  if (vectors <= 384) return launch.template operator()<128, 3>();
-  if (vectors <= 512) return launch.template operator()<256, 2>();
-  if (vectors <= 1024) return launch.template operator()<512, 2>();
-  // Two blocks. More, measured on an H200, lose more time waiting for each other than reading a row twice takes.
-  if (vectors <= 2048 && run.device.has_clusters)
-    return launch_row_norm_backward<T, Statistics, 512, 2, true>(op, run, aligned, 2);
-  long_row_norm_backward<T, Statistics>(op, run, aligned);
+  if (op.columns % kVec<T> == 0 && is_aligned(op.grad_output, op.input, op.weight, op.grad_input))
+    row_norm_backward<T, Statistics, true>(op, run);
+  else
+    row_norm_backward<T, Statistics, false>(op, run);
 }
 
 }  // namespace normext::cuda

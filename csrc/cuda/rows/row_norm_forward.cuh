@@ -12,6 +12,7 @@
 #include "cuda/elements/numerics.cuh"
 #include "cuda/elements/reduce.cuh"
 #include "cuda/rows/row.cuh"
+#include "cuda/rows/row_launches.cuh"
 #include "cuda/rows/row_norm_long.cuh"
 #include "cuda/rows/row_statistics.cuh"
 #include "cuda/rows/shared_parameters.cuh"
@@ -91,7 +92,7 @@ __device__ OfRow row_statistics(ARow& row, bool exists, A inverse_n, GroupSum& g
 // registers for it, do better than one that has, and a block of 1024 has none either; single elements on their way need
 // a register each.
 template <int kLanes, int kVecs, bool kAligned>
-constexpr bool kPrefetch = kAligned&& kLanes* kVecs < 2048;
+constexpr bool kPrefetch = kAligned && kLanes * kVecs < 2048;
 
 // Blocks that fit on an SM at once, by the registers they need: 64 a thread for two vectors, or for four where nothing
 // else is on its way, 80 for four; unaligned, 128.
@@ -103,9 +104,9 @@ constexpr int kForwardBlocks = (!kAligned                                       
 
 // And those that the compiler has to leave room for: fewer, where half types would spill.
 template <class T, int kLanes, int kVecs, bool kAligned>
-constexpr int kForwardBounds = kComputesInPairs && sizeof(T) == 2 && kVecs > 1 && kLanes <= 512
-                                   ? 512 / kRowThreads<kLanes>
-                                   : kForwardBlocks<kLanes, kVecs, kAligned>;
+constexpr int kForwardBounds =
+    kComputesInPairs && sizeof(T) == 2 && kVecs > 1 && kLanes <= 512 ? 512 / kRowThreads<kLanes>
+                                                                     : kForwardBlocks<kLanes, kVecs, kAligned>;
 
 template <class T, class Statistics, int kLanes, int kVecs, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes, kVecs, kAligned>)
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes,
   };
   int64_t index = static_cast<int64_t>(blockIdx.x) * rounds * Part::kRows + part.row_of_block();
   auto next = load(index);
-  parameters.fetch(op.weight, op.bias, op.columns);
+  parameters.fetch({op.weight, op.bias}, op.columns);
   __syncthreads();
 
   for (int left = rounds; left > 0 && index - part.row_of_block() < op.rows; --left, index += Part::kRows) {
@@ -161,66 +162,38 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, kLanes,
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
-// `rounds`: rows that a block goes through, one for each group of its lanes at a time, where there are so many. Few,
-// for then the GPU hands out blocks to whichever SM is through with its own; several, for weight and bias to pay.
-template <class T, class Statistics, int kLanes, int kVecs, bool kAligned>
-void launch_row_norm_forward(const RowNormForward& op, Run& run, int64_t rounds) {
+// Returns false if the parameters find no room in shared memory.
+template <class T, class Statistics, RowLaunch kLaunch, bool kAligned>
+bool launch_row_norm_forward(const RowNormForward& op, Run& run) {
+  constexpr int kLanes = kLaunch.lanes, kVecs = kLaunch.vecs, kThreads = kRowThreads<kLanes>;
   const int64_t capacity = kAligned ? op.columns : int64_t{kLanes} * kVecs * kVec<T>;
   const int64_t bytes = Statistics::kParameters * shared_parameter_bytes<T>(op.param_dtype, capacity);
+  if (bytes + kExchangeBytes > run.device.max_shared_bytes) return false;
   const int64_t fit = std::min<int64_t>(kForwardBlocks<kLanes, kVecs, kAligned>,
                                         run.device.max_shared_bytes / (bytes + kExchangeBytes));
-  const int64_t groups = ceil_div(op.rows, kRowThreads<kLanes> / kLanes);
-  rounds = std::min(rounds, ceil_div(groups, run.device.sm_count * fit));
+  const int64_t groups = ceil_div(op.rows, kThreads / kLanes);
+  const int64_t rounds = std::min<int64_t>(kLaunch.rounds, ceil_div(groups, run.device.sm_count * fit));
   run.launch(row_norm_forward_kernel<T, Statistics, kLanes, kVecs, kAligned>,
-             {.grid = grid_of(ceil_div(groups, rounds)),
-              .block = kRowThreads<kLanes>,
-              .shared_bytes = static_cast<size_t>(bytes)},
+             {.grid = grid_of(ceil_div(groups, rounds)), .block = kThreads, .shared_bytes = static_cast<size_t>(bytes)},
              op, static_cast<int>(rounds), capacity, 1 / static_cast<Compute<T>>(op.columns),
              static_cast<Compute<T>>(op.weight_offset));
+  return true;
+}
+
+template <class T, class Statistics, bool kAligned>
+void row_norm_forward(const RowNormForward& op, Run& run) {
+  const bool launched = choose_launch<forward_launches<T, Statistics, kAligned>()>(
+      ceil_div(op.columns, kVec<T>),
+      [&]<RowLaunch kLaunch>() { return launch_row_norm_forward<T, Statistics, kLaunch, kAligned>(op, run); });
+  if (!launched) long_row_norm_forward<T, Statistics>(op, run, kAligned);
 }
 
 template <class T, class Statistics>
 void row_norm_forward(const RowNormForward& op, Run& run) {
-  const bool aligned = op.columns % kVec<T> == 0 && is_aligned(op.input, op.output, op.weight, op.bias);
-  const int64_t vectors = ceil_div(op.columns, kVec<T>);
-  // Few threads with several vectors each: loads on the way, and what is the same for a whole row is shared by more of
-  // it. The steps are what an H200 does best with (notes/cuda_kernels.md). A part of a warp: no barrier.
-  const auto launch = [&]<int kLanes, int kVecs>() {
-    if (aligned)
-      launch_row_norm_forward<T, Statistics, kLanes, kVecs, true>(op, run, 2);
-    else
-      launch_row_norm_forward<T, Statistics, kLanes, kVecs, false>(op, run, 2);
-  };
-  if (vectors <= 4) return launch.template operator()<4, 1>();
-  if (vectors <= 8) return launch.template operator()<4, 2>();
-  if (vectors <= 16) return launch.template operator()<4, 4>();
-  if (vectors <= 32) return launch.template operator()<8, 4>();
-  if (vectors <= 64) return launch.template operator()<16, 4>();
-  if (vectors <= 96) return launch.template operator()<32, 3>();
-  if (vectors <= 128) return launch.template operator()<32, 4>();
-  // A block, or half of one.
-  const int64_t capacity = aligned ? op.columns : 2 * op.columns;  // or less
-  const int64_t bytes = Statistics::kParameters * shared_parameter_bytes<T>(op.param_dtype, capacity) + kExchangeBytes;
-  if (bytes > run.device.max_shared_bytes || vectors > (aligned ? 4096 : 1024))
-    return long_row_norm_forward<T, Statistics>(op, run, aligned);
-  if (!aligned) {
-    if (vectors <= 256) return launch_row_norm_forward<T, Statistics, 128, 2, false>(op, run, 4);
-    if (vectors <= 512) return launch_row_norm_forward<T, Statistics, 256, 2, false>(op, run, 4);
-    return launch_row_norm_forward<T, Statistics, 512, 2, false>(op, run, 4);
-  }
-  if (vectors <= 192) return launch_row_norm_forward<T, Statistics, 64, 3, true>(op, run, 4);
-  if (vectors <= 256) return launch_row_norm_forward<T, Statistics, 64, 4, true>(op, run, 4);
-  if (vectors <= 512) {
-    if constexpr (sizeof(T) == 2)
-      return launch_row_norm_forward<T, Statistics, 128, 4, true>(op, run, 4);
-    else
-      return launch_row_norm_forward<T, Statistics, 256, 2, true>(op, run, 4);
-  }
-  if (vectors <= 768) return launch_row_norm_forward<T, Statistics, 256, 3, true>(op, run, 4);
-  if (vectors <= 1024) return launch_row_norm_forward<T, Statistics, 256, 4, true>(op, run, 2);
-  if (vectors <= 1536) return launch_row_norm_forward<T, Statistics, 512, 3, true>(op, run, 4);
-  if (vectors <= 2048) return launch_row_norm_forward<T, Statistics, 512, 4, true>(op, run, 4);
-  launch_row_norm_forward<T, Statistics, 1024, 4, true>(op, run, 8);
+  if (op.columns % kVec<T> == 0 && is_aligned(op.input, op.output, op.weight, op.bias))
+    row_norm_forward<T, Statistics, true>(op, run);
+  else
+    row_norm_forward<T, Statistics, false>(op, run);
 }
 
 }  // namespace normext::cuda

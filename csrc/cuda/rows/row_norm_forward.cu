@@ -1,0 +1,16 @@
+// row_norm_forward.cu -- LayerNorm's and RMSNorm's kernels forward, for every dtype.
+#include "cuda/rows/row_norm_forward.cuh"
+
+namespace normext::cuda {
+
+void perform(const RowNormForward& op, Run& run) {
+  with_type(op.dtype, [&]<class T>(Type<T>) {
+    with_statistics(op.statistics,
+                    [&]<class Statistics>(Type<Statistics>) { row_norm_forward<T, Statistics>(op, run); });
+  });
+}
+
+template int64_t workspace_bytes(const RowNormForward&);
+template const char* run(const RowNormForward&, void*, Stream);
+
+}  // namespace normext::cuda
