@@ -40,8 +40,8 @@ DTYPES = {"__half": "half", "__nv_bfloat16": "bf16"}
 class Kernel:
     """One instantiation on one architecture."""
 
-    name: str  # layer_norm_forward_kernel
-    arguments: list[str]  # bf16, 32, 4, false
+    name: str  # row_norm_forward_kernel
+    arguments: list[str]  # bf16, Centered, 32, 4, false
     registers: int = 0
     shared: int = 0  # bytes; without what a launch adds
     stack: int = 0  # bytes of local memory

@@ -44,7 +44,7 @@ KNOWN: list[tuple[str, str, str, str]] = [
     (
         "no_local_memory",
         "sm_100",
-        r"layer_norm_forward_kernel<(bf16|half), 1024, 4, true>",
+        r"row_norm_forward_kernel<(bf16|half), Centered, 1024, 4, true>",
         "a block of 1024 threads has 64 registers each, and pairs of float32 values take more than that",
     )
 ]
@@ -64,21 +64,27 @@ class Shape:
         self.vector = 16 // size_of(self.dtype)
         self.half = size_of(self.dtype) == 2
         self.wide = 2 if self.half else 1  # vectors of the compute type in a vector of elements
-        self.is_row = self.name.startswith("layer_norm")
+        self.is_row = self.name.startswith("row_norm")
+        self.centered = "Uncentered" not in arguments
         self.is_long = self.name.startswith("long_")
         self.is_onchip = self.name.endswith("onchip_kernel")
         self.is_tiled = re.match("(sum|map)_(planes|columns)", self.name) is not None
-        self.cluster = self.name != "layer_norm_forward_kernel" and arguments[3 if self.is_row else -1] == "true"
+        self.cluster = self.name != "row_norm_forward_kernel" and arguments[4 if self.is_row else -1] == "true"
         self.aligned = not self.is_row or arguments[-1] == "true"
-        self.lanes, self.vectors = (int(arguments[1]), int(arguments[2])) if self.is_row else (0, 0)
+        self.lanes, self.vectors = (int(arguments[2]), int(arguments[3])) if self.is_row else (0, 0)
         self.threads = self.threads_of_block(arguments)
         self.function = arguments[1] if self.is_tiled else ""  # the sum, or the map
         self.access = int(arguments[2 if self.is_tiled else 1]) if self.is_tiled or self.is_onchip else 1
         if self.is_onchip:
             self.inputs = 2 if "backward" in self.name else 1
         else:
-            self.inputs = 2 if self.function.startswith(("GradientSums", "ColumnGradients", "TrainingGradient")) else 1
-        self.sums = self.inputs + 1  # moments take two, gradients three
+            two = ("GradientSums", "DotSums", "ColumnGradients", "TrainingGradient")
+            self.inputs = 2 if self.function.startswith(two) else 1
+        # Moments take two, gradients three; those of rows that are not centered one.
+        self.sums = 1 if self.function.startswith(("SquareSums", "DotSums")) else self.inputs + 1
+        self.parameters = 2 if self.centered else 1  # a row's: weight and bias, or the weight
+        self.statistics = 2 if self.centered else 1  # mean and rstd, or rstd
+        self.row_sums = 3 if self.centered else 1  # forward: the mean's, then two; backward: all at once
         self.source = arguments[-2] if self.name == "sum_planes_kernel" else ""
         self.coefficients = arguments[-1] if self.is_tiled else ""
 
@@ -137,11 +143,13 @@ def no_generic_accesses(kernel: Kernel, architecture: str) -> Iterator[str]:
 
 # Blocks that are to fit on an SM together: what csrc/cuda plans by __launch_bounds__, or by the grids it launches.
 def planned_blocks(shape: Shape, architecture: str) -> int:
-    if shape.name == "layer_norm_forward_kernel":  # kForwardBlocks, or fewer: kForwardBounds
+    if shape.name == "row_norm_forward_kernel":  # kForwardBlocks, or fewer: kForwardBounds
         if not shape.aligned or (shape.half and architecture == "sm_100" and shape.lanes <= 512):
             return 512 // shape.threads
+        if shape.dtype == "double" and shape.vectors == 3 and architecture != "sm_100":
+            return 1024 // shape.threads
         return (1024 if shape.vectors <= 2 or shape.lanes * shape.vectors >= 2048 else 768) // shape.threads
-    if shape.name == "layer_norm_backward_kernel":
+    if shape.name == "row_norm_backward_kernel":
         return {1: 768, 2: 512, 3: 384}[shape.vectors] // shape.threads  # kBackwardBlocks: its grid is that many
     if shape.is_onchip:  # kOnChipBlocks
         return {128: 5, 256: 2 if architecture == "sm_100" or shape.dtype == "half" else 3, 512: 1}[shape.threads]
@@ -176,21 +184,24 @@ class Accesses:
         self.loads = self.stores = self.narrow_loads = self.narrow_stores = 0
         # Copies of parameters to shared memory: loops, by vectors and element by element, for each dtype they may have.
         copies = 2 if shape.half else 1
-        if shape.name == "layer_norm_forward_kernel":
-            self.loads = 2 * shape.vectors + 2 * copies  # the first row, and the next one; weight, bias
-            self.narrow_loads = 2 + 2 * copies * 4  # the rows' first values
-            self.stores, self.narrow_stores = shape.vectors, 2  # mean, rstd
-        elif shape.name == "layer_norm_backward_kernel":
+        if shape.name == "row_norm_forward_kernel":
+            self.loads = 2 * shape.vectors + shape.parameters * copies  # the first row, and the next one; weight, bias
+            first_values = 2 if shape.centered else 0  # of both rows
+            self.narrow_loads = first_values + shape.parameters * copies * 4
+            self.stores, self.narrow_stores = shape.vectors, shape.statistics
+        elif shape.name == "row_norm_backward_kernel":
             # The first row's and the next one's: grad_output and input; mean, rstd.
             self.loads = shape.vectors * 2 * 2 + copies
-            self.narrow_loads = 2 * 2 + copies * 4
-            self.stores = shape.vectors * (1 + 2 * wide)  # grad_input; the weight's and the bias' sums
+            self.narrow_loads = 2 * shape.statistics + copies * 4
+            self.stores = shape.vectors * (1 + shape.parameters * wide)  # grad_input; the parameters' sums
         elif shape.name == "long_forward_kernel":
-            self.loads, self.narrow_loads = 1 + 2 * parameter_vectors, vector + 2 * parameter_elements + 3
+            self.loads = 1 + shape.parameters * parameter_vectors
+            self.narrow_loads = vector + shape.parameters * parameter_elements + shape.row_sums  # and coefficients
             self.stores, self.narrow_stores = 1, vector
         elif shape.name == "long_backward_kernel":
-            self.loads, self.narrow_loads = 2 + parameter_vectors, 2 * vector + parameter_elements + 3 + 2
-            self.stores, self.narrow_stores = 1 + 2 * wide, 3 * vector
+            self.loads = 2 + parameter_vectors
+            self.narrow_loads = 2 * vector + parameter_elements + shape.row_sums + shape.statistics
+            self.stores, self.narrow_stores = 1 + shape.parameters * wide, (1 + shape.parameters) * vector
         elif shape.is_onchip:
             self.of_channels(shape)
             self.loads, self.stores = 4 * shape.inputs, 1
@@ -266,9 +277,9 @@ def loads_are_batched(kernel: Kernel, _: str) -> Iterator[str]:
     shape = Shape(kernel)
     if not shape.aligned:
         return
-    if shape.name == "layer_norm_forward_kernel":
+    if shape.name == "row_norm_forward_kernel":
         planned = shape.vectors
-    elif shape.name == "layer_norm_backward_kernel":
+    elif shape.name == "row_norm_backward_kernel":
         planned = 2 * shape.vectors
     elif shape.is_long:
         planned = 2 if "backward" in shape.name else 1
@@ -283,9 +294,8 @@ def loads_are_batched(kernel: Kernel, _: str) -> Iterator[str]:
 def expected_shuffles(shape: Shape) -> int:
     """Steps of a butterfly, for each value, over the lanes of a warp, its warps, its cluster."""
     if shape.is_row:
-        values = 3  # forward: one, then two
         steps = int(math.log2(shape.lanes)) + (3 if shape.cluster else 0)
-        return values * steps * (2 if shape.dtype == "double" else 1)  # 32 bits at a time
+        return shape.row_sums * steps * (2 if shape.dtype == "double" else 1)  # 32 bits at a time
     if shape.is_onchip or shape.name == "sum_planes_kernel":
         values = shape.sums
         if shape.is_onchip and shape.inputs == 1 and shape.dtype == "double":
@@ -294,7 +304,8 @@ def expected_shuffles(shape: Shape) -> int:
     if shape.name == "sum_columns_kernel":
         return shape.sums * 2 * 5 if shape.access > 1 else 0  # over the columns of a channel; a single one is all of it
     if shape.name.startswith("finish_"):
-        return (3 if "backward" in shape.name else 2) * 2 * 5
+        values = (3 if "backward" in shape.name else 2) if shape.centered else 1
+        return values * 2 * 5
     return 0
 
 
@@ -309,9 +320,9 @@ def sums_go_through_shuffles(kernel: Kernel, _: str) -> Iterator[str]:
 
 @rule
 def barriers_where_blocks_share(kernel: Kernel, _: str) -> Iterator[str]:
-    """LayerNorm's kernels always have them: parameters in shared memory."""
+    """The kernels of rows always have them: parameters in shared memory."""
     shape = Shape(kernel)
-    always = "layer_norm|map_columns|sum_(planes|columns|partials)"
+    always = "row_norm|map_columns|sum_(planes|columns|partials)"
     if shape.is_onchip or re.match(always, shape.name):
         yield from at_least(kernel, 1, "barriers", BARRIER)
     else:
@@ -323,13 +334,13 @@ def clusters_meet_and_read_each_other(kernel: Kernel, architecture: str) -> Iter
     shape = Shape(kernel)
     if shape.cluster and architecture != "sm_80":
         yield from at_least(kernel, 2, "barriers of the cluster", CLUSTER_BARRIER)  # a sum, and the end
-        yield from at_least(kernel, 3 if shape.is_row else shape.sums, "loads from peers", GENERIC_LOAD)
+        yield from at_least(kernel, shape.row_sums if shape.is_row else shape.sums, "loads from peers", GENERIC_LOAD)
     else:
         yield from at_most(kernel, 0, "barriers of the cluster", r"UCGABAR")
 
 
 # Never behind another kernel of their op.
-FIRST = r"layer_norm_forward_kernel|batch_norm_(forward|backward)_onchip_kernel|update_kernel"
+FIRST = r"row_norm_forward_kernel|batch_norm_(forward|backward)_onchip_kernel|update_kernel"
 
 
 @rule

@@ -102,10 +102,12 @@ constexpr int kForwardBlocks = (!kAligned                                       
                                                                                     : 768) /
                                kRowThreads<kLanes>;
 
-// And those that the compiler has to leave room for: fewer, where half types would spill.
+// And those that the compiler has to leave room for: fewer, where half types would spill; more, where three vectors of
+// float64 find room in 64 registers.
 template <class T, int kLanes, int kVecs, bool kAligned>
 constexpr int kForwardBounds =
     kComputesInPairs && sizeof(T) == 2 && kVecs > 1 && kLanes <= 512 ? 512 / kRowThreads<kLanes>
+    : !kComputesInPairs && sizeof(T) == 8 && kVecs == 3 && kAligned  ? 1024 / kRowThreads<kLanes>
                                                                      : kForwardBlocks<kLanes, kVecs, kAligned>;
 
 template <class T, class Statistics, int kLanes, int kVecs, bool kAligned>
