@@ -78,10 +78,10 @@ class Shape:
         if self.is_onchip:
             self.inputs = 2 if "backward" in self.name else 1
         else:
-            two = ("GradientSums", "DotSums", "ColumnGradients", "TrainingGradient")
+            two = ("GradientSums", "UncenteredGradientSums", "ColumnGradients", "TrainingGradient")
             self.inputs = 2 if self.function.startswith(two) else 1
         # Moments take two, gradients three; those of rows that are not centered one.
-        self.sums = 1 if self.function.startswith(("SquareSums", "DotSums")) else self.inputs + 1
+        self.sums = 1 if self.function.startswith(("SquareSums", "UncenteredGradientSums")) else self.inputs + 1
         self.parameters = 2 if self.centered else 1  # a row's: weight and bias, or the weight
         self.statistics = 2 if self.centered else 1  # mean and rstd, or rstd
         self.row_sums = 3 if self.centered else 1  # forward: the mean's, then two; backward: all at once

@@ -163,7 +163,7 @@ class GradientSums {
 
 // The sum of g * xhat, for xhat = x * rstd.
 template <class A>
-class DotSums {
+class UncenteredGradientSums {
  public:
   static constexpr int kInputs = 2, kSums = 1, kCoefficients = 1;  // g, x; rstd
 

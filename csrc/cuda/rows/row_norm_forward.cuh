@@ -1,7 +1,8 @@
 // row_norm_forward.cuh -- the norms of rows forward: a row is read once, and stays in registers until it is written.
 //
-//   row_norm_forward_kernel   rows of up to 4096 vectors of 16 bytes; unaligned ones, of up to 1024
-//   long rows                 the kernels of row_norm_long.cuh
+//   row_norm_forward_kernel   rows of up to 4096 vectors of 16 bytes, unaligned ones of up to 1024, if their parameters
+//                             find room in shared memory
+//   row_norm_long.cuh         longer rows
 //
 // A block holds weight and bias in shared memory and goes through a few rows, the next row's vectors on their way while
 // the current one is computed, where there are registers for them. kLanes threads share a row, each with kVecs vectors

@@ -232,7 +232,7 @@ struct Uncentered {
   }
 
   template <class A>
-  using LongGradientSums = DotSums<A>;
+  using LongGradientSums = UncenteredGradientSums<A>;
 
   template <class A>
   static SavedRstd<A> start(const RowNormBackward& op) {
