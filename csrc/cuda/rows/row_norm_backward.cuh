@@ -1,9 +1,8 @@
 // row_norm_backward.cuh -- the norms of rows backward: one pass over input and grad_output gives grad_input, and for
 // each block its part of grad_weight and grad_bias; a second, small kernel adds the parts up.
 //
-//   row_norm_backward_kernel   rows of up to 1024 vectors of 16 bytes; of up to 2048, by clusters of two blocks where
-//   the
-//                              GPU has them
+//   row_norm_backward_kernel   rows of up to 1024 vectors of 16 bytes, and of up to 2048 by clusters of two blocks,
+//                              where the GPU has them
 //   sum_partials_kernel        behind it, if a gradient of a parameter is asked for: see partial_sums.cuh
 //   row_norm_long.cuh          longer rows
 //
