@@ -25,6 +25,7 @@ extern const int64_t kLarge;
 // Shapes on both sides of the kernels' thresholds. Never nothing: the bindings answer for empty tensors.
 struct RowNormShape {
   int64_t rows, columns;
+  bool every_norm = true;  // else LayerNorm alone, for the sake of time: what it is for is common to both
 };
 std::vector<RowNormShape> row_norm_shapes();
 std::vector<BatchNormShape> batch_norm_shapes();
