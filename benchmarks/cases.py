@@ -10,7 +10,7 @@ from torch import Tensor
 EPS, MOMENTUM = 1e-5, 0.1
 
 # forward and backward are the two halves of a training step, both is the step; evaluation is a forward without
-# gradients that uses BatchNorm's running statistics. (LayerNorm computes the same in training and evaluation.)
+# gradients that uses BatchNorm's running statistics. (Row norms compute the same in training and evaluation.)
 TRAINING = ("forward", "backward", "both")
 ALL = (*TRAINING, "evaluation")
 SWEEP = ("forward", "backward")
@@ -24,11 +24,11 @@ class Case:
     """One norm over one tensor, in several directions.
 
     Attributes:
-        norm: ``layer_norm`` or ``batch_norm``.
+        norm: ``layer_norm``, ``rms_norm`` or ``batch_norm``.
         group: what kind of shape this is; plots and sections of the table go by it.
         shape: the input's.
         dtype: the input's.
-        normalized: LayerNorm normalizes over this many trailing dimensions.
+        normalized: row norms normalize over this many trailing dimensions.
         channels_last: the input's memory format.
         directions: those that are timed.
         quick: part of the quick run.
@@ -47,10 +47,20 @@ class Case:
     compiled: bool = False
 
     @property
+    def is_row(self) -> bool:
+        """Whether the norm is over the last dimensions."""
+        return self.norm != "batch_norm"
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the norm has a bias beside its weight."""
+        return self.norm != "rms_norm"
+
+    @property
     def label(self) -> str:
-        """The shape; LayerNorm's normalized dimensions stand in brackets."""
+        """The shape; the normalized dimensions of row norms stand in brackets."""
         sizes = [str(size) for size in self.shape]
-        if self.norm == "batch_norm":
+        if not self.is_row:
             return "x".join(sizes)
         return "x".join([*sizes[: -self.normalized], f"[{'x'.join(sizes[-self.normalized :])}]"])
 
@@ -71,12 +81,12 @@ class Case:
     @property
     def parameter_shape(self) -> tuple[int, ...]:
         """The shape of weight and bias."""
-        return self.shape[-self.normalized :] if self.norm == "layer_norm" else self.shape[1:2]
+        return self.shape[-self.normalized :] if self.is_row else self.shape[1:2]
 
     @property
     def parameter_dtype(self) -> torch.dtype:
         """The dtype of weight and bias: what a half-precision transformer and mixed-precision training use."""
-        return self.dtype if self.norm == "layer_norm" else torch.float32
+        return self.dtype if self.is_row else torch.float32
 
     def least_bytes(self, direction: str) -> int:
         """The bytes that any implementation must move to and from memory, however clever: the floor of the case.
@@ -88,28 +98,29 @@ class Case:
         tensor = math.prod(self.shape) * self.dtype.itemsize
         parameter = math.prod(self.parameter_shape) * self.parameter_dtype.itemsize
         touched = {"forward": 2, "evaluation": 2, "backward": 3, "both": 5}[direction]
-        return touched * (tensor + parameter)
+        biases = {"forward": 1, "evaluation": 1, "backward": 1, "both": 2}[direction]
+        return touched * (tensor + parameter) - (0 if self.has_bias else biases * parameter)
 
-    def leaves(self, device: str, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Input, weight and bias, and whether gradients of them are wanted."""
+    def leaves(self, device: str, gradients: bool) -> tuple[Tensor, ...]:
+        """Input, weight, and bias if there is one; and whether gradients of them are wanted."""
         generator = torch.Generator(device).manual_seed(0)
         x = torch.randn(self.shape, device=device, generator=generator).to(self.dtype)
         if self.channels_last:
             x = x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-        weight, bias = (
+        parameters = (
             torch.randn(self.parameter_shape, device=device, generator=generator).to(self.parameter_dtype)
-            for _ in range(2)
+            for _ in range(2 if self.has_bias else 1)
         )
-        return x.requires_grad_(gradients), weight.requires_grad_(gradients), bias.requires_grad_(gradients)
+        return tuple(leaf.requires_grad_(gradients) for leaf in (x, *parameters))
 
-    def arguments(self, leaves: tuple[Tensor, Tensor, Tensor], training: bool) -> tuple[object, ...]:
+    def arguments(self, leaves: tuple[Tensor, ...], training: bool) -> tuple[object, ...]:
         """What ``torch.nn.functional``'s function takes. Each call returns new running statistics: they are updated."""
-        x, weight, bias = leaves
-        if self.norm == "layer_norm":
-            return x, list(self.parameter_shape), weight, bias, EPS
+        x, *parameters = leaves
+        if self.is_row:
+            return x, list(self.parameter_shape), *parameters, EPS
         running_mean = torch.zeros(self.parameter_shape, device=x.device)
         running_var = torch.ones(self.parameter_shape, device=x.device)
-        return x, running_mean, running_var, weight, bias, training, MOMENTUM, EPS
+        return x, running_mean, running_var, *parameters, training, MOMENTUM, EPS
 
 
 def _layer_norm_cpu() -> Iterator[Case]:
@@ -163,6 +174,39 @@ def _layer_norm_cuda() -> Iterator[Case]:
     yield case("images", 32, 3, 224, 224, normalized=3)
     yield case("odd", 67, 123479, quick=True)
     yield case("odd", 4005, 4005, quick=True)
+
+
+def _rms_norm_cpu() -> Iterator[Case]:
+    def case(group: str, *shape: int, **options: object) -> Case:
+        return Case("rms_norm", group, shape, **options)  # type: ignore[arg-type]
+
+    # batch x tokens x width of language models, among them odd multiples of 256 and of 128
+    yield case("transformer", 4, 512, 1024)
+    yield case("transformer", 2, 1024, 2304, quick=True)
+    yield case("transformer", 2, 1024, 4096, quick=True, compiled=True)
+    yield case("transformer", 1, 2048, 5120)
+    yield case("transformer", 1, 2048, 7168)
+    yield case("transformer", 1, 1024, 11008)
+    yield case("transformer", 1, 1024, 16384)
+    for width in (64, 128, 256):  # of queries and keys, a head's at a time
+        yield case("heads", 1, 1024, 32, width, directions=SWEEP, quick=width == 128)
+    yield case("few rows", 4, 4096, quick=True)
+    yield case("odd", 4005, 4005)
+    yield case("tiny", 4, 64, quick=True)
+
+
+def _rms_norm_cuda() -> Iterator[Case]:
+    def case(group: str, *shape: int, **options: object) -> Case:
+        return Case("rms_norm", group, shape, **{"directions": SWEEP, **options})  # type: ignore[arg-type]
+
+    for width in (1024, 2304, 4096, 5120, 7168, 8192, 11008, 16384):
+        quick = width in (1024, 4096, 8192)
+        yield case("transformer", 32768, width, quick=quick, compiled=quick)
+    for width in (64, 128, 256):
+        yield case("heads", 2**20, width, quick=width == 128, compiled=width == 128)
+    for rows in (1, 16, 256):
+        yield case("few rows", rows, 4096)
+    yield case("odd", 4005, 4005)
 
 
 def _batch_norm_cpu() -> Iterator[Case]:
@@ -223,5 +267,5 @@ def _batch_norm_cuda() -> Iterator[Case]:
 def cases(device: str) -> list[Case]:
     """Every shape, in float32. Those of a GPU are larger: its L2 must not hold them."""
     if device == "cpu":
-        return [*_layer_norm_cpu(), *_batch_norm_cpu()]
-    return [*_layer_norm_cuda(), *_batch_norm_cuda()]
+        return [*_layer_norm_cpu(), *_rms_norm_cpu(), *_batch_norm_cpu()]
+    return [*_layer_norm_cuda(), *_rms_norm_cuda(), *_batch_norm_cuda()]

@@ -12,6 +12,7 @@ from benchmarks.timing import Call
 
 TINY = [
     (Case("layer_norm", "call", (4, 64)), "LayerNorm", (64,)),
+    (Case("rms_norm", "call", (4, 64)), "RMSNorm", (64,)),
     (Case("batch_norm", "call", (4, 64)), "BatchNorm1d", (64,)),
     (Case("batch_norm", "call", (2, 8, 4, 4)), "BatchNorm2d", (8,)),
 ]

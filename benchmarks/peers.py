@@ -33,11 +33,11 @@ class Peer:
 
 
 def _normext() -> dict[str, Norm]:
-    return {"layer_norm": normext.layer_norm, "batch_norm": normext.batch_norm}
+    return {"layer_norm": normext.layer_norm, "rms_norm": normext.rms_norm, "batch_norm": normext.batch_norm}
 
 
 def _eager() -> dict[str, Norm]:
-    return {"layer_norm": F.layer_norm, "batch_norm": F.batch_norm}
+    return {"layer_norm": F.layer_norm, "rms_norm": F.rms_norm, "batch_norm": F.batch_norm}
 
 
 def _compile() -> dict[str, Norm]:
@@ -45,10 +45,14 @@ def _compile() -> dict[str, Norm]:
     def layer_norm(*arguments: object) -> Tensor:
         return F.layer_norm(*arguments)  # type: ignore[arg-type]
 
+    def rms_norm(*arguments: object) -> Tensor:
+        return F.rms_norm(*arguments)  # type: ignore[arg-type]
+
     def batch_norm(*arguments: object) -> Tensor:
         return F.batch_norm(*arguments)  # type: ignore[arg-type]
 
-    return {norm.__name__: torch.compile(norm, dynamic=False, fullgraph=True) for norm in (layer_norm, batch_norm)}
+    norms = (layer_norm, rms_norm, batch_norm)
+    return {norm.__name__: torch.compile(norm, dynamic=False, fullgraph=True) for norm in norms}
 
 
 def _last_dimension(function: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> dict[str, Norm]:
@@ -125,9 +129,12 @@ def _onnxruntime() -> dict[str, Norm]:
 
 
 def _liger() -> dict[str, Norm]:
-    from liger_kernel.transformers.functional import liger_layer_norm
+    from liger_kernel.transformers.functional import liger_layer_norm, liger_rms_norm
 
-    return _last_dimension(liger_layer_norm)
+    def rms_norm(x: Tensor, _: Sequence[int], weight: Tensor, eps: float) -> Tensor:
+        return liger_rms_norm(x, weight, eps, in_place=False)
+
+    return {**_last_dimension(liger_layer_norm), "rms_norm": rms_norm}
 
 
 def _flash_attention() -> dict[str, Norm]:
@@ -137,13 +144,16 @@ def _flash_attention() -> dict[str, Norm]:
 
 
 def _apex() -> dict[str, Norm]:
-    from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+    from apex.normalization.fused_layer_norm import fused_layer_norm_affine, fused_rms_norm_affine
 
-    return {"layer_norm": lambda x, shape, weight, bias, eps: fused_layer_norm_affine(x, weight, bias, shape, eps)}
+    return {
+        "layer_norm": lambda x, shape, weight, bias, eps: fused_layer_norm_affine(x, weight, bias, shape, eps),
+        "rms_norm": lambda x, shape, weight, eps: fused_rms_norm_affine(x, weight, shape, eps),
+    }
 
 
 def _quack() -> dict[str, Norm]:
-    from quack.rmsnorm import layernorm_bwd, layernorm_fwd
+    from quack.rmsnorm import layernorm_bwd, layernorm_fwd, rmsnorm
 
     # It wants float32 parameters, as mixed-precision training has them: the conversion is not counted.
     as_float = functools.lru_cache(maxsize=2)(Tensor.float)
@@ -152,9 +162,10 @@ def _quack() -> dict[str, Norm]:
         output, rstd, mean = layernorm_fwd(x, as_float(weight), as_float(bias), eps, return_rstd=True, return_mean=True)
         return output, mean, rstd
 
-    return _differentiable(
+    layer_norm = _differentiable(
         forward, lambda dy, x, weight, mean, rstd: layernorm_bwd(x, as_float(weight), dy, rstd, mean, has_bias=True)
     )
+    return {**layer_norm, "rms_norm": lambda x, shape, weight, eps: rmsnorm(x, weight, eps=eps)}
 
 
 def _transformer_engine() -> dict[str, Norm]:

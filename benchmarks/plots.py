@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from benchmarks.peers import COMPILE, EAGER, NORMEXT, PEERS
 from benchmarks.results import COPY, Result, geometric_mean
 
-NAMES = {"layer_norm": "LayerNorm", "batch_norm": "BatchNorm"}
+NAMES = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "batch_norm": "BatchNorm"}
 COLORS: dict[str, Any] = {NORMEXT: "#1261a0", EAGER: "#e4572e", COMPILE: "#f3a712", COPY: "#8a939b"}
 OTHERS = [peer.name for peer in PEERS if peer.name not in COLORS]
 COLORS |= {name: plt.get_cmap("Dark2")(index) for index, name in enumerate(OTHERS)}

@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from normext import _C, transforms
 
-__all__ = ["batch_norm", "layer_norm"]
+__all__ = ["batch_norm", "layer_norm", "rms_norm"]
 
 
 def layer_norm(
@@ -24,8 +24,10 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
 ) -> Tensor:
-    """Normalizes over the last dimensions: ``(input - mean) / sqrt(var + eps) * weight + bias``.
+    """Normalizes over the last dimensions: ``(input - mean) / sqrt(var + eps) * (weight + weight_offset) + bias``.
 
     Source: Ba, Kiros and Hinton, "Layer Normalization" (2016), with the biased variance.
 
@@ -35,6 +37,8 @@ def layer_norm(
         weight: ``normalized_shape``, of input's dtype, or float32 where input is bfloat16 or float16.
         bias: like weight, and of the same dtype.
         eps: added to the variance.
+        weight_offset: added to the weight in the dtype that is computed in: 1 where weights are trained around zero.
+            Without a weight it changes nothing.
 
     Returns:
         A contiguous tensor of input's shape and dtype.
@@ -44,13 +48,65 @@ def layer_norm(
     """
     if is_compiling():
         norm = transforms.layer_norm if transforms.compiled() else torch.ops.normext.layer_norm
-        return norm(input, normalized_shape, weight, bias, eps)
+        return norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
     if has_torch_function_variadic(input, weight, bias):
         tensors = (input, weight, bias)
-        return handle_torch_function(layer_norm, tensors, input, normalized_shape, weight=weight, bias=bias, eps=eps)
+        return handle_torch_function(
+            layer_norm,
+            tensors,
+            input,
+            normalized_shape,
+            weight=weight,
+            bias=bias,
+            eps=eps,
+            weight_offset=weight_offset,
+        )
     if transforms.active():
-        return transforms.layer_norm(input, normalized_shape, weight, bias, eps)
-    return _C.layer_norm(input, normalized_shape, weight, bias, eps)
+        return transforms.layer_norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
+    return _C.layer_norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    weight_offset: float = 0.0,
+) -> Tensor:
+    """Normalizes over the last dimensions: ``input / sqrt(mean(input ** 2) + eps) * (weight + weight_offset)``.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4.
+
+    Args:
+        input: ``[*, *normalized_shape]``; float64, float32, bfloat16 or float16; any strides.
+        normalized_shape: sizes of the trailing dimensions to normalize over.
+        weight: ``normalized_shape``, of input's dtype, or float32 where input is bfloat16 or float16.
+        eps: added to the mean square. None stands for the epsilon of the dtype that is computed in, as in torch:
+            ``torch.finfo(torch.float64).eps`` for float64, ``torch.finfo(torch.float32).eps`` for all others.
+        weight_offset: added to the weight in the dtype that is computed in: 1 for Gemma's weights, which are trained
+            around zero. Without a weight it changes nothing.
+
+    Returns:
+        A contiguous tensor of input's shape and dtype.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+
+    Example:
+        >>> normext.rms_norm(torch.tensor([3.0, 4.0]), [2], weight=torch.ones(2), eps=0.0)
+        tensor([0.8485, 1.1314])
+    """
+    if is_compiling():
+        norm = transforms.rms_norm if transforms.compiled() else torch.ops.normext.rms_norm
+        return norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
+    if has_torch_function_variadic(input, weight):
+        tensors = (input, weight)
+        beyond = {"weight_offset": weight_offset} if weight_offset else {}  # unknown to torch's jagged tensors
+        return handle_torch_function(rms_norm, tensors, input, normalized_shape, weight=weight, eps=eps, **beyond)
+    if transforms.active():
+        return transforms.rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
+    return _C.rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
 
 
 def batch_norm(

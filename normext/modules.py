@@ -3,17 +3,55 @@
 Each class derives from its namesake in ``torch.nn`` and overrides the computation only.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from normext import functional as F
 from normext import tracing
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "RMSNorm"]
 
 
-class LayerNorm(torch.nn.LayerNorm):
-    """:class:`torch.nn.LayerNorm`, computed by :func:`normext.layer_norm`."""
+class _RowNorm(torch.nn.Module):
+    """What LayerNorm and RMSNorm share: an offset that is added to the weight, which starts where both make one."""
+
+    weight_offset: float = 0.0
+
+    def reset_parameters(self) -> None:
+        """Such that the norm scales by one and shifts by zero."""
+        super().reset_parameters()  # type: ignore[misc]
+        if self.weight_offset and self.weight is not None:
+            torch.nn.init.constant_(self.weight, 1 - self.weight_offset)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        """As torch's, and the offset where there is one."""
+        offset = f", weight_offset={self.weight_offset}" if self.weight_offset else ""
+        return super().extra_repr() + offset
+
+
+class LayerNorm(_RowNorm, torch.nn.LayerNorm):
+    """:class:`torch.nn.LayerNorm`, computed by :func:`normext.layer_norm`.
+
+    Args:
+        normalized_shape, eps, elementwise_affine, bias, device, dtype: as torch's.
+        weight_offset: added to the weight in the dtype that is computed in: 1 for weights that start at zero.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        weight_offset: float = 0.0,
+    ) -> None:
+        self.weight_offset = weight_offset
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Takes and returns ``[*, *normalized_shape]``."""
@@ -21,7 +59,40 @@ class LayerNorm(torch.nn.LayerNorm):
             leaf = tracing.leaf(self, input)
             if leaf is not None:
                 return leaf
-        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(
+            input, self.normalized_shape, self.weight, self.bias, self.eps, weight_offset=self.weight_offset
+        )
+
+
+class RMSNorm(_RowNorm, torch.nn.RMSNorm):
+    """:class:`torch.nn.RMSNorm`, computed by :func:`normext.rms_norm`.
+
+    Args:
+        normalized_shape, eps, elementwise_affine, device, dtype: as torch's.
+        weight_offset: added to the weight in the dtype that is computed in: 1 for weights that start at zero, as
+            Gemma's.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        weight_offset: float = 0.0,
+    ) -> None:
+        self.weight_offset = weight_offset
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes and returns ``[*, *normalized_shape]``."""
+        if not isinstance(x, Tensor):
+            leaf = tracing.leaf(self, x)
+            if leaf is not None:
+                return leaf
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps, weight_offset=self.weight_offset)
 
 
 class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):

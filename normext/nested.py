@@ -1,6 +1,8 @@
-"""LayerNorm of nested tensors, strided and jagged; BatchNorm of them is torch's, which is an error."""
+"""Row norms of nested tensors, strided and jagged; BatchNorm of them is torch's, which is an error."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,21 +12,16 @@ from torch.nn import functional as torch_functional
 ops = torch.ops.normext
 
 
-def layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """:func:`normext.layer_norm` of a nested tensor, which has its layout and its structure."""
+def _row_norm(name: str, input: Tensor, normalized_shape: Sequence[int], *arguments: Any, **options: Any) -> Tensor:
+    """The norm of a nested tensor, which has its layout and its structure."""
+    norm: Callable[..., Tensor] = getattr(ops, name)
     if not isinstance(input, NestedTensor):  # the strided layout
-        rows = [ops.layer_norm(row, normalized_shape, weight, bias, eps) for row in input.unbind()]
+        rows = [norm(row, normalized_shape, *arguments, **options) for row in input.unbind()]
         return torch.nested.as_nested_tensor(rows)
     if input.dim() - len(normalized_shape) <= input._ragged_idx:  # over the ragged dimension, or the batch: an error
-        return torch_functional.layer_norm(input, normalized_shape, weight, bias, eps)
+        return getattr(torch_functional, name)(input, normalized_shape, *arguments)
     return nested_view_from_values_offsets_lengths(
-        ops.layer_norm(input.values(), normalized_shape, weight, bias, eps),
+        norm(input.values(), normalized_shape, *arguments, **options),
         input.offsets(),
         input.lengths(),
         input._ragged_idx,
@@ -34,5 +31,6 @@ def layer_norm(
 
 
 _library = torch.library.Library("normext", "IMPL")
-_library.impl("layer_norm", layer_norm, "CompositeImplicitAutogradNestedTensor")
+for _name in ("layer_norm", "rms_norm"):
+    _library.impl(_name, partial(_row_norm, _name), "CompositeImplicitAutogradNestedTensor")
 _library.impl("batch_norm", torch_functional.batch_norm, "CompositeImplicitAutogradNestedTensor")

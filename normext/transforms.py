@@ -9,7 +9,7 @@ where autograd functions are refused, all of it is composed of torch's operators
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class LayerStatistics:
 
     normalized_shape: tuple[int, ...]
     eps: float
+    centered: bool = True  # LayerNorm's; RMSNorm takes zero for the mean
 
     def dim(self, input: Tensor) -> list[int]:
         """The dimensions that statistics are taken over."""
@@ -63,13 +64,17 @@ class LayerStatistics:
 
     def forward(self, input: Tensor) -> Normalized:
         """Normalizes ``[*, *normalized_shape]``."""
-        return ops.layer_norm_forward(input, self.normalized_shape, None, None, self.eps)
+        if self.centered:
+            return ops.layer_norm_forward(input, self.normalized_shape, None, None, self.eps)
+        output, rstd = ops.rms_norm_forward(input, self.normalized_shape, None, self.eps)
+        return output, torch.zeros_like(rstd), rstd
 
     def jacobian(self, v: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """``J(input) v``."""
-        return ops.layer_norm_backward(
-            v, input, self.normalized_shape, mean, rstd, None, self.eps, [True, False, False]
-        )[0]
+        if self.centered:
+            mask = [True, False, False]
+            return ops.layer_norm_backward(v, input, self.normalized_shape, mean, rstd, None, self.eps, mask)[0]
+        return ops.rms_norm_backward(v, input, self.normalized_shape, rstd, None, self.eps, [True, False])[0]
 
     def fold(self, tensor: Tensor) -> Tensor:
         """Makes a leading mapped dimension part of the data: here it is one more dimension of rows."""
@@ -85,6 +90,7 @@ class ChannelStatistics:
     """Statistics of each channel, over all other dimensions of ``[N, C, *]``."""
 
     eps: float
+    centered: ClassVar[bool] = True
 
     def dim(self, input: Tensor) -> list[int]:
         """The dimensions that statistics are taken over."""
@@ -163,7 +169,8 @@ class _Jacobian(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         v, x, mean, rstd = ctx.saved_tensors
         to_v = _jacobian(grad_output, x, mean, rstd, ctx.statistics)
-        to_x = ops.second_derivative(x, grad_output, v, ctx.statistics.dim(x), ctx.statistics.eps)
+        statistics = ctx.statistics
+        to_x = ops.second_derivative(x, grad_output, v, statistics.dim(x), statistics.eps, statistics.centered)
         return to_v, to_x, None, None, None
 
     @staticmethod
@@ -178,6 +185,8 @@ def _compose(x: Tensor, statistics: Statistics) -> Normalized:
     """x̂, mean, rstd and variance in torch's operators; in float64, where no square of a float32 overflows."""
     dim, x = statistics.dim(x), x.double()
     mean = x.mean(dim, keepdim=True)
+    if not statistics.centered:
+        mean = torch.zeros_like(mean)
     var = (x - mean).square().mean(dim, keepdim=True)
     rstd = (var + statistics.eps).rsqrt()
     return (x - mean) * rstd, mean, rstd, var
@@ -196,7 +205,9 @@ def _jacobian(v: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, statistics: Stat
     if not _composing():
         return _Jacobian.apply(v, x, mean, rstd, statistics)
     (normalized, _, rstd, _), dim = _compose(x, statistics), statistics.dim(x)
-    shared = v.mean(dim, keepdim=True) + normalized * (v * normalized).mean(dim, keepdim=True)
+    shared = normalized * (v * normalized).mean(dim, keepdim=True)
+    if statistics.centered:
+        shared = shared + v.mean(dim, keepdim=True)
     return (rstd * (v - shared)).to(x.dtype)
 
 
@@ -222,15 +233,36 @@ def _affine(normalized: Tensor, weight: Tensor | None, bias: Tensor | None, dtyp
     return normalized.to(dtype)
 
 
+def _offset(weight: Tensor | None, weight_offset: float) -> Tensor | None:
+    return _wide(weight) + weight_offset if weight is not None and weight_offset != 0 else weight
+
+
 def layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    weight_offset: float,
 ) -> Tensor:
     """:func:`normext.layer_norm`, transformable."""
     if not is_compiling():
-        _C.check_layer_norm(input, normalized_shape, weight, bias, eps)
+        _C.check_layer_norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
     statistics = LayerStatistics(tuple(normalized_shape), eps)
     normalized = _normalize(_wide(input), statistics)[0]
-    return _affine(normalized, weight, bias, input.dtype)
+    return _affine(normalized, _offset(weight, weight_offset), bias, input.dtype)
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None, weight_offset: float
+) -> Tensor:
+    """:func:`normext.rms_norm`, transformable."""
+    if not is_compiling():
+        _C.check_rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
+    x = _wide(input)
+    statistics = LayerStatistics(tuple(normalized_shape), torch.finfo(x.dtype).eps if eps is None else eps, False)
+    normalized = _normalize(x, statistics)[0]
+    return _affine(normalized, _offset(weight, weight_offset), None, input.dtype)
 
 
 def batch_norm(

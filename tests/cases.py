@@ -26,6 +26,21 @@ def layer_norm(
     return output if bias is None else output + bias
 
 
+def rms_norm(
+    x: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    weight_offset: float = 0.0,
+) -> Tensor:
+    """RMSNorm likewise."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    output = x * (x.square().mean(dims, keepdim=True) + eps).rsqrt()
+    return output if weight is None else output * (weight + weight_offset)
+
+
 def batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -59,13 +74,13 @@ class Case:
     training: bool = True
 
     def __str__(self) -> str:
-        mode = {"layer_norm": [], "batch_norm": ["training" if self.training else "evaluation"]}[self.norm]
+        mode = ["training" if self.training else "evaluation"] if self.norm == "batch_norm" else []
         return "-".join([self.norm, *mode, affine_name(self.affine)])
 
     def inputs(self, device: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
         """Fresh leaves that require gradients: x is [4, 3, 5], parameters are [3, 5] or [3]."""
         x = values(4, 3, 5, dtype=dtype, device=device)
-        shape = x.shape[1:] if self.norm == "layer_norm" else x.shape[1:2]
+        shape = x.shape[1:2] if self.norm == "batch_norm" else x.shape[1:]
         tensors = (x, *parameters(self.affine, *shape, dtype=dtype, device=device))
         return tuple(t.requires_grad_() for t in tensors if t is not None)
 
@@ -81,6 +96,8 @@ class Case:
         """All arguments of the functions and of the public operators, in their order, with the defaults left out."""
         rest = iter(given)
         weight, bias = (next(rest) if there else None for there in self.affine)
+        if self.norm == "rms_norm":
+            return x, [3, 5], weight, 1e-5
         if self.norm == "layer_norm":
             return x, [3, 5], weight, bias
         return x, *self.statistics(x), weight, bias, self.training
@@ -99,10 +116,12 @@ class PLAIN:
     """The norms by elementary operations."""
 
     layer_norm = staticmethod(layer_norm)
+    rms_norm = staticmethod(rms_norm)
     batch_norm = staticmethod(batch_norm)
 
 
 CASES = [Case("layer_norm", affine) for affine in AFFINE]
+CASES += [Case("rms_norm", affine) for affine in AFFINE if not affine[1]]
 CASES += [Case("batch_norm", affine, training) for affine in AFFINE for training in (True, False)]
 
 # Modules, each with the shape of an input for it.
@@ -110,6 +129,8 @@ MODULES = {
     "LayerNorm": lambda: (normext.LayerNorm((3, 5)), [4, 3, 5]),
     "LayerNorm without bias": lambda: (normext.LayerNorm((3, 5), bias=False), [4, 3, 5]),
     "LayerNorm plain": lambda: (normext.LayerNorm((3, 5), elementwise_affine=False), [4, 3, 5]),
+    "RMSNorm": lambda: (normext.RMSNorm((3, 5)), [4, 3, 5]),
+    "RMSNorm around zero": lambda: (normext.RMSNorm(5, 1e-6, weight_offset=1.0), [4, 3, 5]),
     "BatchNorm1d": lambda: (normext.BatchNorm1d(3), [4, 3]),
     "BatchNorm2d": lambda: (normext.BatchNorm2d(3), [4, 3, 5, 2]),
     "BatchNorm3d": lambda: (normext.BatchNorm3d(3), [4, 3, 5, 2, 2]),

@@ -70,6 +70,22 @@ class Norm:
     grad_bias: Expected | None = None
 
 
+def row_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    grad_output: Tensor | None = None,
+    weight_offset: float = 0.0,
+    centered: bool = True,
+) -> Norm:
+    """LayerNorm, or RMSNorm if not centered: statistics over the last dimensions, parameters along them."""
+    leading = input.dim() - len(normalized_shape)
+    rows, columns = tuple(range(leading)), tuple(range(leading, input.dim()))
+    return _norm(input, columns, rows, weight, bias, eps, None, grad_output, weight_offset, centered)
+
+
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -78,10 +94,8 @@ def layer_norm(
     eps: float = 1e-5,
     grad_output: Tensor | None = None,
 ) -> Norm:
-    """LayerNorm: statistics over the last dimensions, parameters along them."""
-    leading = input.dim() - len(normalized_shape)
-    rows, columns = tuple(range(leading)), tuple(range(leading, input.dim()))
-    return _norm(input, columns, rows, weight, bias, eps, None, grad_output)
+    """LayerNorm."""
+    return row_norm(input, normalized_shape, weight, bias, eps, grad_output)
 
 
 def batch_norm(
@@ -148,18 +162,25 @@ def _norm(
     eps: float,
     running: tuple[Tensor, Tensor] | None,
     grad_output: Tensor | None,
+    weight_offset: float = 0.0,
+    centered: bool = True,
 ) -> Norm:
-    """Normalizes over the dimensions ``reduced``; a parameter is shared along the dimensions ``shared``."""
+    """Normalizes over the dimensions ``reduced``; a parameter is shared along the dimensions ``shared``.
+
+    If not ``centered``, zero stands in the place of the mean.
+    """
     x = _wide(input)
     stat = STATISTICS_DTYPE[input.dtype]
     ulp = torch.finfo(stat).eps
     along = [1 if i in shared else size for i, size in enumerate(x.shape)]  # a parameter's shape against x
-    w = np.ones(along, x.dtype) if weight is None else _wide(weight, x.dtype).reshape(along)
+    w = np.ones(along, x.dtype) if weight is None else _wide(weight, x.dtype).reshape(along) + weight_offset
     b = np.zeros(along, x.dtype) if bias is None else _wide(bias, x.dtype).reshape(along)
 
     with np.errstate(all="ignore"):  # NaN, infinities and empty rows are cases like any other
         if running is None:
             mean = _mean(x, reduced)
+            if not centered:
+                mean = np.zeros_like(mean)
             var = _mean((x - mean) ** 2, reduced)
         else:
             mean, var = (_wide(t, x.dtype).reshape(along) for t in running)
@@ -171,7 +192,8 @@ def _norm(
         summing = reduction(count) if stat == torch.float64 else 0.0
         rms = np.hypot(mean, np.sqrt(var))
         mean_error = (MEAN + summing) * ulp * rms
-        shift = ulp * (CENTER + summing * rms * rstd)  # what the mean's error does to every xhat of the row
+        # What the mean's error does to every xhat of the row.
+        shift = ulp * (CENTER + summing * rms * rstd) if centered else np.zeros_like(rstd)
         output_error = ulp * ((RSTD + summing + AFFINE) * abs(xhat * w) + AFFINE * abs(b)) + shift * abs(w)
 
         # LayerNorm's statistics keep the reduced dimensions as ones, BatchNorm's are [channels].
@@ -189,6 +211,8 @@ def _norm(
         g = dy * w
         if running is None:
             mean_g, mean_gx = _mean(g, reduced), _mean(g * xhat, reduced)
+            if not centered:
+                mean_g = np.zeros_like(mean_g)
             summing = reduction(count) * ulp
             terms = abs(g) + abs(mean_g) + abs(xhat * mean_gx)
             sums = _mean(abs(g), reduced) + abs(xhat) * _mean(abs(g * xhat), reduced)

@@ -35,6 +35,15 @@ def operator_calls(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, tuple]:
     """Each operator of the case's norm, with arguments for it."""
     x, *_ = inputs
     grad_output, mask = torch.ones_like(x).detach(), [True, *case.affine]
+    if case.norm == "rms_norm":
+        weight, mask = case.arguments(*inputs)[2], [True, case.affine[0]]
+        with torch.no_grad():
+            _, rstd = ops.rms_norm_forward(x, [3, 5], weight, EPS)
+        return {
+            "rms_norm": case.arguments(*inputs),
+            "rms_norm_forward": (x, [3, 5], weight, EPS, 1.0 if case.affine[0] else 0.0),
+            "rms_norm_backward": (grad_output, x, [3, 5], rstd, weight, EPS, mask),
+        }
     weight, bias = case.arguments(*inputs)[-3:-1] if case.norm == "batch_norm" else case.arguments(*inputs)[-2:]
     if case.norm == "layer_norm":
         with torch.no_grad():
@@ -77,7 +86,7 @@ def test_opcheck_of_running_statistics(device: str) -> None:
     opcheck(ops.batch_norm.default, (x, mean, var, weight, weight, True, 0.1, EPS))
 
 
-@pytest.mark.parametrize("operator", ["layer_norm", "batch_norm"])
+@pytest.mark.parametrize("operator", ["layer_norm", "rms_norm", "batch_norm"])
 def test_functional_operators_are_pure(operator: str) -> None:
     for name in (f"{operator}_forward", f"{operator}_backward"):
         assert not getattr(ops, name).default._schema.is_mutable
@@ -124,6 +133,21 @@ def test_fake_batch_norm(device: str, training: bool, dtype: torch.dtype, layout
     real = ops.batch_norm_backward(*backward)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert_same_metadata(ops.batch_norm_backward(*backward), real)
+
+
+@layouts
+@dtypes
+def test_fake_rms_norm(device: str, dtype: torch.dtype, layout: Callable) -> None:
+    x = layout(values(2, 3, 4, 5, dtype=dtype, device=device))
+    weight = torch.ones(x.shape[2:], device=device)
+    arguments = (x, weight.shape, weight, EPS)
+    output, rstd = ops.rms_norm_forward(*arguments)
+    backward = (torch.ones_like(output), x, weight.shape, rstd, weight, EPS, [True, True])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert_same_metadata(ops.rms_norm_forward(*arguments), (output, rstd))
+    real = ops.rms_norm_backward(*backward)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert_same_metadata(ops.rms_norm_backward(*backward), real)
 
 
 @layouts

@@ -24,6 +24,7 @@ SHAPE = (16, 64, 28, 28)
 LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
     "layer_norm": lambda: normext.LayerNorm(SHAPE[1:]),
     "layer_norm of a short row": lambda: normext.LayerNorm(SHAPE[-1]),
+    "rms_norm": lambda: normext.RMSNorm(SHAPE[1:]),
     "batch_norm": lambda: normext.BatchNorm2d(SHAPE[1]),
 }
 layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
@@ -155,7 +156,7 @@ ROWS = [
 ]
 PLANES = [(2, 3, 7, 7), (4, 19, 9, 9), (2, 64, 56, 56), (16, 3, 64, 64), (2, 5, 300, 300), (64, 768, 7, 7)]
 EVERY_SCHEDULE = [
-    *[("LayerNorm", size, torch.Tensor.contiguous) for size in ROWS],
+    *[(norm, size, torch.Tensor.contiguous) for norm in ("LayerNorm", "RMSNorm") for size in ROWS],
     *[("BatchNorm1d", size, torch.Tensor.contiguous) for size in ((5, 3), (300, 70))],
     *[("BatchNorm2d", size, layout) for size in PLANES for layout in (torch.Tensor.contiguous, channels_last)],
 ]

@@ -23,6 +23,11 @@ def operators() -> dict[str, tuple[dict[str, Tensor], dict[str, object]]]:
             {"grad_output": x, "input": x, "mean": per_row, "rstd": per_row, "weight": row},
             {**layer_norm, **mask},
         ),
+        "rms_norm_forward": ({"input": x, "weight": row}, layer_norm),
+        "rms_norm_backward": (
+            {"grad_output": x, "input": x, "rstd": per_row, "weight": row},
+            {**layer_norm, "output_mask": [True, True]},
+        ),
         "batch_norm_forward": ({"input": x, **running, **channels}, {"training": True, "eps": 1e-5}),
         "batch_norm_backward": (
             {"grad_output": x, "input": x, "mean": per_channel, "rstd": per_channel, "weight": channel},

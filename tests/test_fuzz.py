@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from inputs import DTYPE_PAIRS, gradients, leaves, parameters, running, values
+from norms import RowNorm, row_norms
 from reference import assert_close
 from torch import Tensor
 
@@ -70,9 +71,18 @@ def layouts(draw: st.DrawFn, dims: int) -> Layout:
     return Layout(tuple(draw(st.permutations(range(dims)))), draw(each), draw(st.integers(0, 3)), draw(expanded))
 
 
+@row_norms
 @fuzz
-@given(data=st.data(), pair=pairs, shape=shapes(1), affine=affines)
-def test_layer_norm(backend: str, data: st.DataObject, pair: tuple, shape: list[int], affine: tuple) -> None:
+@given(data=st.data(), pair=pairs, shape=shapes(1), affine=affines, weight_offset=st.sampled_from([0.0, 1.0]))
+def test_row_norm(
+    backend: str,
+    norm: RowNorm,
+    data: st.DataObject,
+    pair: tuple,
+    shape: list[int],
+    affine: tuple,
+    weight_offset: float,
+) -> None:
     torch.manual_seed(0)
     normalized = shape[-data.draw(st.integers(1, len(shape)), "normalized dimensions") :]
     assume(0 not in normalized)  # its statistics are no numbers: test_zero_size
@@ -80,10 +90,10 @@ def test_layer_norm(backend: str, data: st.DataObject, pair: tuple, shape: list[
         data.draw(layouts(len(shape)), name)(values(*shape, dtype=pair[0], device=backend))
         for name in ("input", "grad_output")
     )
-    weight, bias = parameters(affine, *normalized, dtype=pair[1], device=backend)
-    expected = reference.layer_norm(x, normalized, weight, bias, grad_output=grad_output)
+    weight, bias = norm.parameters(*normalized, affine=affine, dtype=pair[1], device=backend)
+    expected = norm.expected(x, normalized, weight, bias, grad_output=grad_output, weight_offset=weight_offset)
     inputs = leaves(x, weight, bias)
-    output = normext.layer_norm(inputs[0], normalized, *inputs[1:])
+    output = norm(inputs[0], normalized, *inputs[1:], weight_offset=weight_offset)
     assert output.is_contiguous()
     check(output, inputs, grad_output, expected)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from inputs import leaves, parameters, running, values
+from norms import RowNorm, row_norms
 from torch import Tensor, nn
 from torch.utils.mkldnn import to_mkldnn
 
@@ -35,14 +36,20 @@ def error(function: Callable, *arguments: object) -> tuple[type, str]:
 @pytest.mark.parametrize(
     ("inner", "normalized_shape"), [((5,), [5]), ((4, 5), [5]), ((4, 5), [4, 5])], ids=["5", "4x5 over 5", "4x5"]
 )
-def test_nested_layer_norm(layout: torch.layout, inner: tuple[int, ...], normalized_shape: list[int]) -> None:
-    x, affine = nested(layout, 2, 7, 3, inner=inner), leaves(*parameters((True, True), *normalized_shape))
+@row_norms
+def test_nested_row_norm(
+    norm: RowNorm, layout: torch.layout, inner: tuple[int, ...], normalized_shape: list[int]
+) -> None:
+    x = nested(layout, 2, 7, 3, inner=inner)
+    affine = [t for t in leaves(*norm.parameters(*normalized_shape)) if t is not None]
+    output = norm(x, normalized_shape, *affine, eps=1e-3)
+    assert output.is_nested and output.layout is layout
+    # Row by row: torch knows no RMSNorm of nested tensors.
+    rows = [getattr(nn.functional, norm.name)(row, normalized_shape, *affine, eps=1e-3) for row in x.unbind()]
     results = []
-    for library in (normext, nn.functional):
-        output = library.layer_norm(x, normalized_shape, *affine, eps=1e-3)
-        assert output.is_nested and output.layout is layout
-        gradients = torch.autograd.grad(flat(output).sin().sum(), [x, *affine])
-        results.append([flat(output), flat(gradients[0]), *gradients[1:]])
+    for y in (flat(output), torch.cat([row.flatten() for row in rows])):
+        gradients = torch.autograd.grad(y.sin().sum(), [x, *affine])
+        results.append([y, flat(gradients[0]), *gradients[1:]])
     torch.testing.assert_close(*results)
 
 

@@ -45,6 +45,7 @@ def native_batch_norm(
 
 OURS = {
     "nn.functional.layer_norm": normext.layer_norm,
+    "nn.functional.rms_norm": normext.rms_norm,
     "nn.functional.batch_norm": normext.batch_norm,
     "native_layer_norm": ops.layer_norm_forward,
     "native_batch_norm": native_batch_norm,
@@ -57,7 +58,7 @@ module_infos = pytest.mark.parametrize("info", MODULE_INFOS, ids=lambda info: in
 
 def test_torch_still_has_the_samples() -> None:
     assert {info.name for info in OP_INFOS} == set(OURS)
-    assert len(MODULE_INFOS) == 4
+    assert len(MODULE_INFOS) == 5
 
 
 def on_cpu(argument: object) -> object:
@@ -158,6 +159,15 @@ ERRORS = {
         "(?i)(expect|got).*(float)",
     ),
     "ln: a list": ("layer_norm", lambda: ([1.0, 2.0], [2]), "Tensor"),
+    "rms: no dimension": ("rms_norm", lambda: (image(), []), "Expected normalized_shape to be at least 1-dimensional"),
+    "rms: other size": ("rms_norm", lambda: (image(), [3]), r"Given normalized_shape=\[3\], expected input with shape"),
+    "rms: weight size": (
+        "rms_norm",
+        lambda: (image(), [4], torch.ones(3)),
+        r"Expected weight to be of same shape as normalized_shape, but got weight of shape \[3\]",
+    ),
+    "rms: integers": ("rms_norm", lambda: (torch.ones(2, 4, dtype=torch.int), [4]), "[Ii]nt"),
+    "rms: a list": ("rms_norm", lambda: ([1.0, 2.0], [2]), "Tensor"),
     "bn: one value": (
         "batch_norm",
         lambda: (torch.ones(1, 3), None, None, None, None, True),
@@ -356,18 +366,22 @@ TYPES = {
     "training": ("bool", [1, 0, None, "yes", torch.tensor(True), np.bool_(True)]),
     "momentum": ("float", [None, "0.1"]),
     "eps": ("float", [None, "0.1"]),
+    "weight_offset": ("float", [None, "0.1"]),
 }
 
 
-@pytest.mark.parametrize("name", ["layer_norm", "batch_norm"])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "batch_norm"])
 def test_types(name: str) -> None:
     function = getattr(normext, name)
     right = {"input": image(), "normalized_shape": [4], "running_mean": torch.zeros(3), "running_var": torch.ones(3)}
     right = {argument: value for argument, value in right.items() if argument in inspect.signature(function).parameters}
-    for position, argument in enumerate(inspect.signature(function).parameters, 1):
+    for position, (argument, parameter) in enumerate(inspect.signature(function).parameters.items(), 1):
         wanted, wrong = TYPES[argument]
+        where = "" if parameter.kind is parameter.KEYWORD_ONLY else rf" \(position {position}\)"
         for value in wrong:
-            message = rf"{name}\(\): argument '{argument}' \(position {position}\) must be {wanted}, not "
+            if value is None and parameter.default is None:
+                continue
+            message = rf"{name}\(\): argument '{argument}'{where} must be {wanted}, not "
             for call in (lambda f: f(None), in_a_dual_level):
                 with pytest.raises(TypeError, match=message):
                     call(lambda _: function(**{**right, argument: value}))  # noqa: B023
@@ -474,24 +488,30 @@ def test_dimensions_are_checked(name: str) -> None:
     assert messages[0] == messages[1]
 
 
+def positional(function: Callable) -> list[tuple]:
+    """Its parameters. What is beyond torch is keyword-only, and has a default."""
+    parameters = inspect.signature(function).parameters.values()
+    beyond = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert all(p.default is not p.empty for p in beyond)
+    return [(p.name, p.default, p.kind) for p in parameters if p not in beyond]
+
+
 @module_infos
 def test_module_signature(info: object) -> None:
     ours = getattr(normext, info.module_cls.__name__)
     assert issubclass(ours, info.module_cls)
-    assert inspect.signature(ours) == inspect.signature(info.module_cls)
+    assert positional(ours) == positional(info.module_cls)
     assert ours._version == info.module_cls._version
 
 
-@pytest.mark.parametrize("name", ["layer_norm", "batch_norm"])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "batch_norm"])
 def test_function_signature(name: str) -> None:
-    ours, theirs = (inspect.signature(getattr(library, name)).parameters for library in (normext, F))
-    assert [(p.name, p.default, p.kind) for p in ours.values()] == [
-        (p.name, p.default, p.kind) for p in theirs.values()
-    ]
+    assert positional(getattr(normext, name)) == positional(getattr(F, name))
 
 
 MAKERS = {
     "LayerNorm": lambda library, **options: library.LayerNorm((3, 4), **options),
+    "RMSNorm": lambda library, bias=None, **options: library.RMSNorm((3, 4), **options),
     "BatchNorm1d": lambda library, **options: library.BatchNorm1d(3, **options),
     "BatchNorm2d": lambda library, **options: library.BatchNorm2d(3, **options),
     "BatchNorm3d": lambda library, **options: library.BatchNorm3d(3, **options),
@@ -552,9 +572,8 @@ def test_copies(make: Callable, clone: Callable) -> None:
     assert type(twin) is type(module)
     assert repr(twin) == repr(module)
     assert not twin.training
-    x = torch.randn(
-        [2, 3, 4, 4, 4][: {"LayerNorm": 3, "BatchNorm1d": 3, "BatchNorm2d": 4}.get(type(module).__name__, 5)]
-    )
+    dims = {"LayerNorm": 3, "RMSNorm": 3, "BatchNorm1d": 3, "BatchNorm2d": 4, "BatchNorm3d": 5}
+    x = torch.randn([2, 3, 4, 4, 4][: dims[type(module).__name__]])
     assert torch.equal(twin(x), module(x))
 
 

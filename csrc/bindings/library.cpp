@@ -3,15 +3,25 @@
 
 TORCH_LIBRARY(normext, m) {
   m.def(
-      "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None, float eps=1e-05) "
-      "-> Tensor");
+      "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None, float eps=1e-05, "
+      "*, float weight_offset=0.0) -> Tensor");
   m.def(
-      "layer_norm_forward(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) "
-      "-> (Tensor output, Tensor mean, Tensor rstd)");
+      "layer_norm_forward(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps, "
+      "float weight_offset=0.0) -> (Tensor output, Tensor mean, Tensor rstd)");
   m.def(
       "layer_norm_backward(Tensor grad_output, Tensor input, SymInt[] normalized_shape, Tensor mean, Tensor rstd, "
-      "Tensor? weight, float eps, bool[3] output_mask) "
+      "Tensor? weight, float eps, bool[3] output_mask, float weight_offset=0.0) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+
+  m.def(
+      "rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None, "
+      "*, float weight_offset=0.0) -> Tensor");
+  m.def(
+      "rms_norm_forward(Tensor input, SymInt[] normalized_shape, Tensor? weight, float eps, float weight_offset=0.0) "
+      "-> (Tensor output, Tensor rstd)");
+  m.def(
+      "rms_norm_backward(Tensor grad_output, Tensor input, SymInt[] normalized_shape, Tensor rstd, Tensor? weight, "
+      "float eps, bool[2] output_mask, float weight_offset=0.0) -> (Tensor grad_input, Tensor grad_weight)");
 
   m.def(
       "batch_norm(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight=None, "
@@ -27,5 +37,5 @@ TORCH_LIBRARY(normext, m) {
       "batch_norm_update_stats(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, "
       "SymInt count, float momentum) -> ()");
 
-  m.def("second_derivative(Tensor input, Tensor a, Tensor b, int[] dim, float eps) -> Tensor");
+  m.def("second_derivative(Tensor input, Tensor a, Tensor b, int[] dim, float eps, bool centered=True) -> Tensor");
 }

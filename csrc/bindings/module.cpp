@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "batch_norm.h"
-#include "layer_norm.h"
+#include "row_norm.h"
 
 namespace py = pybind11;
 
@@ -78,12 +78,28 @@ PyObject* layer_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
   HANDLE_TH_ERRORS
   static torch::PythonArgParser parser(
       {"layer_norm(Tensor input, SymIntArrayRef normalized_shape, Tensor? weight=None, Tensor? bias=None, "
-       "double eps=1e-05)"});
+       "double eps=1e-05, *, double weight_offset=0.0)"});
+  torch::ParsedArgs<6> parsed;
+  auto r = parser.parse(args, kwargs, parsed);
+  return unlocked([input = r.tensor(0), normalized_shape = r.symintlist(1), weight = r.optionalTensor(2),
+                   bias = r.optionalTensor(3), eps = to_double(r, 4), weight_offset = to_double(r, 5)] {
+    return function(input, normalized_shape, weight, bias, eps, weight_offset);
+  });
+  END_HANDLE_TH_ERRORS
+}
+
+template <auto function>
+PyObject* rms_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
+  HANDLE_TH_ERRORS
+  static torch::PythonArgParser parser(
+      {"rms_norm(Tensor input, SymIntArrayRef normalized_shape, Tensor? weight=None, double? eps=None, "
+       "*, double weight_offset=0.0)"});
   torch::ParsedArgs<5> parsed;
   auto r = parser.parse(args, kwargs, parsed);
   return unlocked([input = r.tensor(0), normalized_shape = r.symintlist(1), weight = r.optionalTensor(2),
-                   bias = r.optionalTensor(3),
-                   eps = to_double(r, 4)] { return function(input, normalized_shape, weight, bias, eps); });
+                   eps = r.toDoubleOptional(3), weight_offset = to_double(r, 4)] {
+    return function(input, normalized_shape, weight, eps, weight_offset);
+  });
   END_HANDLE_TH_ERRORS
 }
 
@@ -111,6 +127,8 @@ PyCFunction with_keywords() {
 PyMethodDef norms[] = {
     {"layer_norm", with_keywords<layer_norm_python<layer_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"check_layer_norm", with_keywords<layer_norm_python<check_layer_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
+    {"rms_norm", with_keywords<rms_norm_python<rms_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
+    {"check_rms_norm", with_keywords<rms_norm_python<check_rms_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"batch_norm", with_keywords<batch_norm_python<batch_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"check_batch_norm", with_keywords<batch_norm_python<check_batch_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
     {nullptr, nullptr, 0, nullptr}};

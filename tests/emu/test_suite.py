@@ -41,7 +41,7 @@ def test_suite_on_emulated_kernels() -> None:
     assert (
         "[emulated"
         in subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_layer_norm.py"],
+            [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_row_norms.py"],
             cwd=ROOT,
             env={**environment, "NORMEXT_EMULATED": str(module)},
             capture_output=True,

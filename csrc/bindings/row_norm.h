@@ -1,0 +1,18 @@
+// row_norm.h -- normext::layer_norm and normext::rms_norm called through torch's dispatcher.
+#pragma once
+#include "common.h"
+
+namespace normext {
+
+Tensor layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                  const MaybeTensor& bias, double eps, double weight_offset);
+Tensor rms_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                std::optional<double> eps, double weight_offset);
+
+// Throw what these would throw. Tensors of torch.func's transforms may come as they are.
+void check_layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                      const MaybeTensor& bias, double eps, double weight_offset);
+void check_rms_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                    std::optional<double> eps, double weight_offset);
+
+}  // namespace normext
