@@ -47,6 +47,7 @@ NORMS = {
     "layer_norm-no_affine": lambda: _norm(normext.LayerNorm, 8, elementwise_affine=False),
     "layer_norm-two_dims-no_affine": lambda: _norm(normext.LayerNorm, (6, 8), elementwise_affine=False),
     "layer_norm-two_dims-no_bias": lambda: _norm(normext.LayerNorm, (6, 8), bias=False),
+    "rms_norm": lambda: _norm(normext.RMSNorm, 8, weight_offset=1.0),
     "batch_norm-eval": lambda: _norm(normext.BatchNorm1d, 6, training=False),
     "batch_norm": lambda: _norm(normext.BatchNorm1d, 6),
     "batch_norm-no_affine": lambda: _norm(normext.BatchNorm1d, 6, affine=False),
@@ -57,6 +58,7 @@ NORMS = {
 LOCAL = {
     "layer_norm": (0, 1),
     "layer_norm-no_affine": (0, 1),
+    "rms_norm": (0, 1),
     "layer_norm-two_dims-no_affine": (0,),
     "layer_norm-two_dims-no_bias": (0,),
     "batch_norm-eval": (0, 1, 2),

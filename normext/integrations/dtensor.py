@@ -83,6 +83,8 @@ def _strategy(layouts: Callable[[Arguments], list[Layout]], call: OpSchema) -> O
 LAYOUTS = {
     ops.layer_norm_forward: row_norm,
     ops.layer_norm_backward: row_norm,
+    ops.rms_norm_forward: row_norm,
+    ops.rms_norm_backward: row_norm,
     ops.batch_norm_forward: channel_norm,
     ops.batch_norm_backward: channel_norm,
     ops.batch_norm_update_stats: running_statistics,

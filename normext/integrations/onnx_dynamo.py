@@ -1,6 +1,6 @@
 """Translations for ``torch.onnx.export(dynamo=True)`` of the operators that an exported program is left with.
 
-Half types are computed in float32: BatchNorm by casts, LayerNorm because ONNX defines it so.
+Half types are computed in float32: RMSNorm and BatchNorm by casts, LayerNorm because ONNX defines it so.
 """
 
 from typing import Any
@@ -33,16 +33,46 @@ def _rounded(output: Value, computed: ir.DataType, input: Value) -> Value:
     return output if computed == input.dtype else op.Cast(output, to=input.dtype)
 
 
+def _offset(weight: Value | None, weight_offset: float, computed: ir.DataType) -> Value | None:
+    """The weight with its offset, which is added in the dtype that is computed in."""
+    if weight is None or weight_offset == 0:
+        return weight
+    return op.Add(_cast(weight, computed), op.Constant(value=ir.tensor(weight_offset, computed)))
+
+
 def layer_norm_forward(
-    input: Value, normalized_shape: list[int], weight: Value | None, bias: Value | None, eps: float
+    input: Value,
+    normalized_shape: list[int],
+    weight: Value | None,
+    bias: Value | None,
+    eps: float,
+    weight_offset: float = 0.0,
 ) -> tuple[Value, Value, Value]:
     """``normext::layer_norm_forward``, which ``normext::layer_norm`` decomposes into."""
     axis = -len(normalized_shape)
     computed = next((p for p in (weight, bias) if p is not None), input).dtype
-    weight = _or_filled(weight, 1.0, op.Shape(input, start=axis), computed)
+    if weight_offset != 0:
+        computed = _statistics_type(input)
+    weight = _or_filled(_offset(weight, weight_offset, computed), 1.0, op.Shape(input, start=axis), computed)
+    bias = None if bias is None else _cast(bias, computed)
     output, mean, rstd = op.LayerNormalization(_cast(input, computed), weight, bias, axis=axis, epsilon=eps)
     kept = _statistics_type(input)  # ONNX's are float32, whatever its input
     return _rounded(output, computed, input), op.Cast(mean, to=kept), op.Cast(rstd, to=kept)
+
+
+def rms_norm_forward(
+    input: Value, normalized_shape: list[int], weight: Value | None, eps: float, weight_offset: float = 0.0
+) -> tuple[Value, Value]:
+    """``normext::rms_norm_forward``, which ``normext::rms_norm`` decomposes into."""
+    computed = _statistics_type(input)
+    x = _cast(input, computed)
+    axes = op.Constant(value_ints=list(range(-len(normalized_shape), 0)))
+    mean_square = op.ReduceMean(op.Mul(x, x), axes)
+    rstd = op.Reciprocal(op.Sqrt(op.Add(mean_square, op.Constant(value=ir.tensor(eps, computed)))))
+    output = op.Mul(x, rstd)
+    if weight is not None:
+        output = op.Mul(output, _cast(_offset(weight, weight_offset, computed), computed))
+    return _rounded(output, computed, input), rstd
 
 
 def batch_norm_forward(
@@ -73,5 +103,5 @@ def batch_norm_forward(
     return _rounded(output, computed, input), op.Identity(mean), rstd, var
 
 
-for translation in (layer_norm_forward, batch_norm_forward):
+for translation in (layer_norm_forward, rms_norm_forward, batch_norm_forward):
     onnx_impl(getattr(torch.ops.normext, translation.__name__).default, no_compile=True)(translation)

@@ -1,6 +1,6 @@
 """Symbolic functions for ``torch.onnx.export(dynamo=False)``: each norm is exported as its namesake in torch is.
 
-Half types are computed in float32: BatchNorm by casts, LayerNorm because ONNX defines it so.
+Half types are computed in float32: RMSNorm and BatchNorm by casts, LayerNorm because ONNX defines it so.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.onnx import JitScalarType, register_custom_op_symbolic
 from torch.onnx._internal.torchscript_exporter.registration import registry
-from torch.onnx.symbolic_helper import _is_none, parse_args
+from torch.onnx.symbolic_helper import _get_const, _is_none, parse_args
 
 Graph = Any  # torch.onnx's GraphContext
 Value = Any  # torch._C.Value
@@ -50,23 +50,72 @@ def _rstd(g: Graph, variance: Value, eps: float) -> Value:
     return g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, eps_like_it)))
 
 
-@parse_args("v", "is", "v", "v", "f")
-def layer_norm(g: Graph, input: Value, normalized_shape: list[int], weight: Value, bias: Value, eps: float) -> Value:
+def _offset(g: Graph, weight: Value, weight_offset: float, computed: JitScalarType) -> Value:
+    """The weight with its offset, which is added in the dtype that is computed in."""
+    if _is_none(weight) or weight_offset == 0:
+        return weight
+    offset = g.op("Constant", value_t=torch.tensor(weight_offset, dtype=computed.dtype()))
+    return g.op("Add", _cast(g, weight, computed), offset)
+
+
+@parse_args("v", "is", "v", "v", "f", "f")
+def layer_norm(
+    g: Graph,
+    input: Value,
+    normalized_shape: list[int],
+    weight: Value,
+    bias: Value,
+    eps: float,
+    weight_offset: float,
+) -> Value:
     """``normext::layer_norm``."""
     own = JitScalarType.from_value(input)
     parameters = (JitScalarType.from_value(p) for p in (weight, bias) if not _is_none(p))
-    x = _cast(g, input, next(parameters, own))
+    computed = next(parameters, own) if weight_offset == 0 else _statistics_type(input)
+    x, bias = _cast(g, input, computed), _cast(g, bias, computed)
+    weight = _offset(g, weight, weight_offset, computed)
     return _cast(g, _torch(g, "layer_norm")(g, x, normalized_shape, weight, bias, eps, False), own)
 
 
-@parse_args("v", "is", "v", "v", "f")
+@parse_args("v", "is", "v", "v", "f", "f")
 def layer_norm_forward(
-    g: Graph, input: Value, normalized_shape: list[int], weight: Value, bias: Value, eps: float
+    g: Graph,
+    input: Value,
+    normalized_shape: list[int],
+    weight: Value,
+    bias: Value,
+    eps: float,
+    weight_offset: float,
 ) -> tuple[Value, Value, Value]:
     """``normext::layer_norm_forward``."""
     x, dims = _cast(g, input, _statistics_type(input)), list(range(-len(normalized_shape), 0))
     mean, variance = _mean_and_variance(g, x, dims, keepdims=True)
-    return layer_norm(g, input, normalized_shape, weight, bias, eps), mean, _rstd(g, variance, eps)
+    output = layer_norm(g, input, normalized_shape, weight, bias, eps, weight_offset)
+    return output, mean, _rstd(g, variance, eps)
+
+
+@parse_args("v", "is", "v", "f", "f")
+def rms_norm_forward(
+    g: Graph, input: Value, normalized_shape: list[int], weight: Value, eps: float, weight_offset: float
+) -> tuple[Value, Value]:
+    """``normext::rms_norm_forward``."""
+    own, computed = JitScalarType.from_value(input), _statistics_type(input)
+    x = _cast(g, input, computed)
+    rstd = _rstd(g, _mean(g, g.op("Mul", x, x), list(range(-len(normalized_shape), 0)), keepdims=True), eps)
+    output = g.op("Mul", x, rstd)
+    if not _is_none(weight):
+        output = g.op("Mul", output, _cast(g, _offset(g, weight, weight_offset, computed), computed))
+    return _cast(g, output, own), rstd
+
+
+@parse_args("v", "is", "v", "v", "f")
+def rms_norm(
+    g: Graph, input: Value, normalized_shape: list[int], weight: Value, eps: Value, weight_offset: float
+) -> Value:
+    """``normext::rms_norm``."""
+    step = torch.finfo(_statistics_type(input).dtype()).eps
+    given = step if _is_none(eps) else _get_const(eps, "f", "eps")
+    return rms_norm_forward(g, input, normalized_shape, weight, given, weight_offset)[0]
 
 
 @parse_args("v", "v", "v", "v", "v", "b", "f", "f")
@@ -112,5 +161,5 @@ def batch_norm_forward(
     return output, mean, _rstd(g, variance, eps), var
 
 
-for symbolic in (layer_norm, layer_norm_forward, batch_norm, batch_norm_forward):
+for symbolic in (layer_norm, layer_norm_forward, rms_norm, rms_norm_forward, batch_norm, batch_norm_forward):
     register_custom_op_symbolic(f"normext::{symbolic.__name__}", symbolic, OLDEST_OPSET)
