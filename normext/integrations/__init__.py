@@ -25,8 +25,8 @@ def _load(awaited: str) -> None:
     name = INTEGRATIONS[awaited]
     try:
         importlib.import_module(f"{__name__}.{name}")
-    except (ImportError, AttributeError) as error:  # a torch whose insides differ must still import
-        warnings.warn(f"normext cannot extend {awaited} of this torch: {error}", stacklevel=2)
+    except Exception as error:  # a torch whose insides differ must still import
+        warnings.warn(f"normext cannot extend {awaited} of this torch: {error!r}", stacklevel=2)
 
 
 class _Awaiting(MetaPathFinder):

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = build_folder(torch.__version__)  # setup.py's
 
 # What is about other builds of the kernels, or about no kernels at all.
-ELSEWHERE = ["tests/cpp", "tests/emu", "tests/static", "tests/test_build.py", "tests/test_link.py"]
+FILES = ("build", "link", "dtensor", "integrations", "onnx")
+ELSEWHERE = ["tests/cpp", "tests/emu", "tests/static", *(f"tests/test_{name}.py" for name in FILES)]
 
 
 @pytest.mark.skipif(not cuda_include(), reason=f"no CUDA headers found: pip install {PACKAGES}")
