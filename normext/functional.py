@@ -144,6 +144,9 @@ def batch_norm(
         RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
     """
     if is_compiling():
+        if not isinstance(training, bool):  # an operator would take other things for one
+            given = type(training).__name__
+            raise TypeError(f"batch_norm(): argument 'training' (position 6) must be bool, not {given}")
         norm = transforms.batch_norm if transforms.compiled() else torch.ops.normext.batch_norm
         return norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):

@@ -211,13 +211,18 @@ def _jacobian(v: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, statistics: Stat
     return (rstd * (v - shared)).to(x.dtype)
 
 
-def _check_not_differentiated(name: str, statistic: Tensor | None, training: bool) -> None:
-    """Refuses, as torch does, running statistics that any of the transforms in force would differentiate."""
-    layer = statistic
-    while layer is not None:
-        _C.check_not_differentiated(name, layer, training)
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(layer)
-        layer = torch._C._functorch.get_unwrapped(layer) if wrapped else None
+def _layers(tensor: Tensor | None) -> list[Tensor | None]:
+    """The tensor, and what transforms have wrapped in it, outermost first."""
+    layers = [tensor]
+    while tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+        layers.append(tensor)
+    return layers
+
+
+def _checks() -> Any:
+    """Where the functions are that check arguments: compilers can trace operators only."""
+    return ops if is_compiling() else _C
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -246,8 +251,7 @@ def layer_norm(
     weight_offset: float,
 ) -> Tensor:
     """:func:`normext.layer_norm`, transformable."""
-    if not is_compiling():
-        _C.check_layer_norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
+    _checks().check_layer_norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
     statistics = LayerStatistics(tuple(normalized_shape), eps)
     normalized = _normalize(_wide(input), statistics)[0]
     return _affine(normalized, _offset(weight, weight_offset), bias, input.dtype)
@@ -257,8 +261,7 @@ def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None, weight_offset: float
 ) -> Tensor:
     """:func:`normext.rms_norm`, transformable."""
-    if not is_compiling():
-        _C.check_rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
+    _checks().check_rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
     x = _wide(input)
     statistics = LayerStatistics(tuple(normalized_shape), torch.finfo(x.dtype).eps if eps is None else eps, False)
     normalized = _normalize(x, statistics)[0]
@@ -276,10 +279,12 @@ def batch_norm(
     eps: float,
 ) -> Tensor:
     """:func:`normext.batch_norm`, transformable. Running statistics under vmap must be mapped too, as in torch."""
+    _checks().check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if not is_compiling():
-        _C.check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        _check_not_differentiated("running_mean", running_mean, training)
-        _check_not_differentiated("running_var", running_var, training)
+        for layer in _layers(running_mean):
+            _C.check_not_differentiated(layer, None, training)
+        for layer in _layers(running_var):
+            _C.check_not_differentiated(None, layer, training)
     channel_shape = [1, -1] + [1] * (input.dim() - 2) if input.dim() > 1 else [-1]
     x = _wide(input)
     if training:

@@ -355,3 +355,72 @@ def test_compiled_autograd_tells_options_apart(device: str) -> None:
         with compiled_autograd._enable(compiler):
             output.backward()
         torch.testing.assert_close(x.grad, expected)
+
+
+# Sizes that only the data will tell: checked when the program runs
+
+
+def unbacked(x: Tensor, size: Tensor, norm: str, training: bool) -> Tensor:
+    """A norm over as many values as ``size`` says."""
+    n = size.item()
+    if norm == "rows":
+        return normext.layer_norm(x, (n,), torch.ones(n), torch.ones(n))
+    if norm == "channels":
+        return normext.batch_norm(x, torch.zeros(n), torch.ones(n), torch.ones(n), torch.ones(n), training)
+    return normext.batch_norm(torch.ones(n, 3) * x[0, 0], torch.zeros(3), torch.ones(3), training=training)
+
+
+class Unbacked(torch.nn.Module):
+    """:func:`unbacked` as torch.export wants it."""
+
+    def __init__(self, norm: str, training: bool) -> None:
+        super().__init__()
+        self.options = norm, training
+
+    def forward(self, x: Tensor, size: Tensor) -> Tensor:
+        """Takes [4, n], and n as a tensor."""
+        return unbacked(x, size, *self.options)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", ["rows", "channels", "batch"])
+def test_export_of_sizes_in_tensors(norm: str, training: bool) -> None:
+    x, size = values(4, 8), torch.tensor(8)
+    exported = torch.export.export(Unbacked(norm, training), (x, size)).module()
+    torch.testing.assert_close(exported(x, size), unbacked(x, size, norm, training))
+    if norm != "batch":
+        with pytest.raises(RuntimeError):
+            exported(x, torch.tensor(7))
+
+
+# What is refused elsewhere is refused here
+
+
+@pytest.mark.parametrize("training", [1, 0, None])
+def test_training_is_a_bool(training: object) -> None:
+    x, stats = values(4, 3), running(3)
+    message = r"batch_norm\(\): argument 'training' \(position 6\) must be bool"
+    with pytest.raises(TypeError, match=message):
+        make_fx(lambda x: normext.batch_norm(x, *stats, training=training))(x)
+    with pytest.raises(Exception, match=message):
+        torch.compile(lambda x: normext.batch_norm(x, *stats, training=training), backend="eager", fullgraph=True)(x)
+
+
+@pytest.mark.parametrize(
+    ("norm", "arguments", "message"),
+    [
+        ("layer_norm", ([5], torch.ones(1)), "Expected weight to be of same shape as normalized_shape"),
+        ("layer_norm", ([5], torch.ones(5).double()), "mixed dtype"),
+        ("batch_norm", (torch.zeros(1), torch.ones(3)), "running_mean should contain 3 elements not 1"),
+        ("batch_norm", (torch.zeros(3), None, None, None, True), "must either both be None or neither be None"),
+        ("batch_norm", (torch.zeros(3), torch.ones(3), None, None, False, 0.1, -1.0), "eps must be non-negative"),
+    ],
+)
+def test_arguments_are_checked_under_compiled_transforms(norm: str, arguments: tuple, message: str) -> None:
+    def gradient(x: Tensor) -> Tensor:
+        return func.grad(lambda x: getattr(normext, norm)(x, *arguments).sum())(x)
+
+    for transform in (gradient, func.vmap(gradient)):
+        x = values(4, 3, 5) if transform is gradient else values(2, 4, 3, 5)
+        with pytest.raises(Exception, match=message):
+            torch.compile(transform, backend="eager", fullgraph=True)(x)

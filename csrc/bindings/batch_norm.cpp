@@ -56,7 +56,7 @@ at::ScalarType check(const Tensor& input, const Arguments& a, bool training, dou
     TORCH_CHECK_VALUE(a.running_mean.defined() == a.running_var.defined(),
                       "running_mean and running_var must either both be None or neither be None");
     const auto sizes = input.sym_sizes();
-    TORCH_CHECK_VALUE(sizes.size() < 2 || sizes[0] * c10::multiply_integers(sizes.slice(2)) != 1,
+    TORCH_CHECK_VALUE(sizes.size() < 2 || expect_other(sizes[0] * c10::multiply_integers(sizes.slice(2)), 1),
                       "Expected more than 1 value per channel when training, got input size torch.Size(", sizes, ")");
     TORCH_CHECK_VALUE(eps > 0, "batch_norm eps must be positive during training, but got ", eps);
   } else {
@@ -325,8 +325,7 @@ struct BatchNormBackwardFunction : torch::autograd::Function<BatchNormBackwardFu
 
 Forward forward_autograd(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                          const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training, double eps) {
-  if (running_mean) check_not_differentiated("running_mean", *running_mean, training);
-  if (running_var) check_not_differentiated("running_var", *running_var, training);
+  check_not_differentiated(running_mean, running_var, training);
   const auto forward = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(input, running_mean, running_var, maybe_weight, maybe_bias, training, eps);
@@ -396,19 +395,25 @@ Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const Ma
   return op.call(input, running_mean, running_var, weight, bias, training, momentum, eps);
 }
 
-void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
-                      const MaybeTensor& weight, const MaybeTensor& bias, bool training, double, double eps) {
-  check(input, {running_mean, running_var, weight, bias}, training, eps);
-}
-
-void check_not_differentiated(const char* name, const Tensor& statistic, bool training) {
-  torch::autograd::check_no_requires_grad(statistic, name, "batch_norm");
+void check_not_differentiated(const MaybeTensor& running_mean, const MaybeTensor& running_var, bool training) {
+  torch::autograd::check_no_requires_grad(running_mean, "running_mean", "batch_norm");
+  torch::autograd::check_no_requires_grad(running_var, "running_var", "batch_norm");
   TORCH_CHECK(
-      training || !have_tangents(statistic),
+      training || !have_tangents(or_undefined(running_mean), or_undefined(running_var)),
       "batch_norm is not differentiable wrt running_mean and running_var, they cannot have forward grad defined");
 }
 
-TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) { m.impl("batch_norm", composite); }
+void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                      const MaybeTensor& weight, const MaybeTensor& bias, bool training, double, double eps) {
+  check(input, {running_mean, running_var, weight, bias}, training, eps);
+  check_not_differentiated(running_mean, running_var, training);
+}
+
+TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) {
+  m.impl("batch_norm", composite);
+  m.impl("check_batch_norm", check_batch_norm);
+}
+TORCH_LIBRARY_IMPL(normext, FuncTorchBatchedDecomposition, m) { m.impl("check_batch_norm", check_batch_norm); }
 TORCH_LIBRARY_IMPL(normext, ADInplaceOrView, m) { m.impl("batch_norm_update_stats", update_stats_versions); }
 TORCH_LIBRARY_IMPL(normext, Autograd, m) {
   m.impl("batch_norm_forward", forward_autograd);

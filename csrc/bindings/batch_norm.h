@@ -13,6 +13,6 @@ void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, cons
 
 // Throws what torch throws for running statistics that a derivative is asked of. Training does not read them: a tangent
 // is then let be.
-void check_not_differentiated(const char* name, const Tensor& statistic, bool training);
+void check_not_differentiated(const MaybeTensor& running_mean, const MaybeTensor& running_var, bool training);
 
 }  // namespace normext

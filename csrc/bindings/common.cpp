@@ -31,6 +31,11 @@ bool expect_equal(c10::SymIntArrayRef a, c10::SymIntArrayRef b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), equal);
 }
 
+bool expect_other(const c10::SymInt& a, const c10::SymInt& b) {
+  if (!a.is_symbolic() && !b.is_symbolic()) return a != b;
+  return a.sym_ne(b).expect_true(__FILE__, __LINE__);
+}
+
 static bool is_half(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf; }
 
 void check_input_dtype(const char* op, const Tensor& input) {

@@ -35,10 +35,11 @@ inline at::ScalarType gradient_type(const Tensor& input, const Tensor& weight) {
 
 DType dtype_of(at::ScalarType type);
 
-// Whether sizes are equal. Of sizes that only the data will tell (torch.export's unbacked ones) it is taken for
-// granted, and asserted when the program runs.
+// Whether sizes are equal, or are not. Of sizes that only the data will tell (torch.export's unbacked ones) it is taken
+// for granted, and asserted when the program runs.
 bool expect_equal(const c10::SymInt& a, const c10::SymInt& b);
 bool expect_equal(c10::SymIntArrayRef a, c10::SymIntArrayRef b);
+bool expect_other(const c10::SymInt& a, const c10::SymInt& b);
 
 // Throws what torch throws for a dtype that `op` does not take.
 void check_input_dtype(const char* op, const Tensor& input);

@@ -38,4 +38,14 @@ TORCH_LIBRARY(normext, m) {
       "SymInt count, float momentum) -> ()");
 
   m.def("second_derivative(Tensor input, Tensor a, Tensor b, int[] dim, float eps, bool centered=True) -> Tensor");
+
+  m.def(
+      "check_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps, *, "
+      "float weight_offset=0.0) -> ()");
+  m.def(
+      "check_rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps, *, "
+      "float weight_offset=0.0) -> ()");
+  m.def(
+      "check_batch_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, "
+      "bool training, float momentum, float eps) -> ()");
 }

@@ -135,9 +135,7 @@ PyMethodDef norms[] = {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   if (PyModule_AddFunctions(m.ptr(), norms) != 0) throw py::error_already_set();
-  m.def("check_not_differentiated", [](const std::string& name, const Tensor& statistic, bool training) {
-    check_not_differentiated(name.c_str(), statistic, training);
-  });
+  m.def("check_not_differentiated", check_not_differentiated);
   m.def("supported_isas", supported_isas);
   m.def("get_isa", get_isa);
   m.def("set_isa", set_isa);

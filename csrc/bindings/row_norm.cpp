@@ -411,6 +411,12 @@ void check_rms_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, c
 TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) {
   m.impl("layer_norm", layer_norm_composite);
   m.impl("rms_norm", rms_norm_composite);
+  m.impl("check_layer_norm", check_layer_norm);
+  m.impl("check_rms_norm", check_rms_norm);
+}
+TORCH_LIBRARY_IMPL(normext, FuncTorchBatchedDecomposition, m) {
+  m.impl("check_layer_norm", check_layer_norm);
+  m.impl("check_rms_norm", check_rms_norm);
 }
 TORCH_LIBRARY_IMPL(normext, AutocastCUDA, m) {
   m.impl("layer_norm", layer_norm_autocast_cuda);
