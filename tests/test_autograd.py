@@ -146,7 +146,9 @@ def dual(function: Function, inputs: tuple[Tensor, ...]) -> Tensor:
         return forward_ad.unpack_dual(output).tangent
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.affine[0] == case.affine[1]], ids=str)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.affine[0] == case.affine[1] or case.norm == "rms_norm"], ids=str
+)
 @pytest.mark.parametrize("word", WORDS)
 def test_nestings(device: str, word: str, case: Case) -> None:
     inputs = tuple(t.detach()[:3] for t in case.inputs(device))
@@ -187,12 +189,24 @@ def test_forward_mode_over_a_graph_made_before(device: str, case: Case) -> None:
             found = torch.autograd.grad(output, inputs, forward_ad.make_dual(cotangent, tangent))
             return [forward_ad.unpack_dual(t).tangent for t in found]
 
+    def by_its_derivative(norm: Function) -> list[Tensor | None]:
+        first = torch.autograd.grad(norm(*inputs), inputs, cotangent, create_graph=True)
+        outputs, one = sum(t.sin().sum() for t in first), torch.ones((), dtype=torch.float64, device=device)
+        with forward_ad.dual_level():
+            found = torch.autograd.grad(
+                outputs, (cotangent, *inputs), forward_ad.make_dual(one, one), allow_unused=True
+            )
+            return [None if t is None else forward_ad.unpack_dual(t).tangent for t in found]
+
     def by_func(norm: Function) -> list[Tensor]:
         pullback = func.vjp(norm, *(t.detach() for t in inputs))[1]
         first = lambda v: func.jvp(lambda u: [t.sin() for t in pullback(u)], (v,), (tangent,))[1]  # noqa: E731
         return [*first(cotangent), *func.jvp(first, (cotangent,), (tangent,))[1]]
 
     torch.testing.assert_close(by_autograd(case.ours), by_autograd(case.plain))
+    cotangent.requires_grad_()
+    torch.testing.assert_close(by_its_derivative(case.ours), by_its_derivative(case.plain))
+    cotangent.requires_grad_(False)
     torch.testing.assert_close(by_func(case.ours), by_func(case.plain))
 
 

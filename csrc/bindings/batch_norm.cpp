@@ -398,8 +398,9 @@ Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const Ma
 void check_not_differentiated(const MaybeTensor& running_mean, const MaybeTensor& running_var, bool training) {
   torch::autograd::check_no_requires_grad(running_mean, "running_mean", "batch_norm");
   torch::autograd::check_no_requires_grad(running_var, "running_var", "batch_norm");
+  const auto has_tangent = [](const MaybeTensor& statistic) { return statistic && have_tangents(*statistic); };
   TORCH_CHECK(
-      training || !have_tangents(or_undefined(running_mean), or_undefined(running_var)),
+      training || !(has_tangent(running_mean) || has_tangent(running_var)),
       "batch_norm is not differentiable wrt running_mean and running_var, they cannot have forward grad defined");
 }
 
