@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 suite=${1:-trixie}
 tests=("${@:2}")
 [ ${#tests[@]} -gt 0 ] || tests=(-x -q tests/test_build.py tests/test_layer_norm.py tests/test_readme.py)
-root=${FOLDER:-/var/tmp/normext-$suite}
+root=${FOLDER:-$PWD/build/systems/$suite}
 
 if [ ! -e "$root/usr/bin/g++" ]; then
   origin=$(. /etc/os-release && echo "${ID^}")
