@@ -161,6 +161,11 @@ ERRORS = {
     "ln: a list": ("layer_norm", lambda: ([1.0, 2.0], [2]), "Tensor"),
     "rms: no dimension": ("rms_norm", lambda: (image(), []), "Expected normalized_shape to be at least 1-dimensional"),
     "rms: other size": ("rms_norm", lambda: (image(), [3]), r"Given normalized_shape=\[3\], expected input with shape"),
+    "rms: more dimensions": (
+        "rms_norm",
+        lambda: (image(), [1, 2, 3, 4]),
+        "Input tensor must have at least 4 dimensions, but got 3",
+    ),
     "rms: weight size": (
         "rms_norm",
         lambda: (image(), [4], torch.ones(3)),

@@ -28,7 +28,8 @@ RowNorm layer_norm_of(double eps, double weight_offset) { return {RowStatistics:
 RowNorm rms_norm_of(double eps, double weight_offset) { return {RowStatistics::uncentered, eps, weight_offset}; }
 
 // ------------------------------------------------------------------------------------------------ checks, allocation
-void check_shapes(const Tensor& input, c10::SymIntArrayRef normalized_shape, const Tensor& weight, const Tensor& bias) {
+void check_shapes(const RowNorm& norm, const Tensor& input, c10::SymIntArrayRef normalized_shape, const Tensor& weight,
+                  const Tensor& bias) {
   TORCH_CHECK(!normalized_shape.empty(), "Expected normalized_shape to be at least 1-dimensional, i.e., containing at ",
               "least one element, but got normalized_shape = ", normalized_shape);
   const auto check_parameter = [&](const char* name, const Tensor& parameter) {
@@ -40,6 +41,8 @@ void check_shapes(const Tensor& input, c10::SymIntArrayRef normalized_shape, con
   check_parameter("bias", bias);
 
   const auto sizes = input.sym_sizes();
+  TORCH_CHECK_VALUE(norm.centered() || sizes.size() >= normalized_shape.size(), "Input tensor must have at least ",
+                    normalized_shape.size(), " dimensions, but got ", sizes.size());  // of RMSNorm, torch says so
   const bool fits = sizes.size() >= normalized_shape.size() &&
                     expect_equal(sizes.slice(sizes.size() - normalized_shape.size()), normalized_shape);
   if (fits) return;
@@ -52,7 +55,7 @@ void check_shapes(const Tensor& input, c10::SymIntArrayRef normalized_shape, con
 // Returns the parameters' dtype.
 at::ScalarType check(const RowNorm& norm, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                      const Tensor& weight, const Tensor& bias) {
-  check_shapes(input, normalized_shape, weight, bias);
+  check_shapes(norm, input, normalized_shape, weight, bias);
   check_input_dtype(norm.name(), input);
   return check_parameters(norm.name(), input, {{"weight", weight}, {"bias", bias}});
 }
