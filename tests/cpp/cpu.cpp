@@ -81,20 +81,20 @@ std::vector<RowNormShape> row_norm_shapes() {
   }
   for (const int64_t columns : {1000, 1023, 1025, 4097}) shapes.push_back({3, columns});  // several partial sums
   shapes.insert(shapes.end(), {{300, 1}, {129, 33}, {1, 8193}});
-  // fewer rows than threads, more, and many of them
-  shapes.insert(shapes.end(), {{1, 20000},
-                               {1, 70000},
+  // fewer rows than threads, more, and many of them; RMSNorm's work is cut as LayerNorm's is
+  shapes.insert(shapes.end(), {{1, 20000, false},
+                               {1, 70000, false},
                                {2, 20000},
-                               {3, 25000},
-                               {5, 16385},
+                               {3, 25000, false},
+                               {5, 16385, false},
                                {5, 8193},
                                {3, 90000},
                                {33, 1025},
                                {21, 700},
                                {300, 64},
                                {1400, 25},
-                               {2100, 17},
-                               {35001, 1}});
+                               {2100, 17, false},
+                               {35001, 1, false}});
   return shapes;
 }
 
