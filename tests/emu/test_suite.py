@@ -14,8 +14,9 @@ from building.toolchain import build_folder
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = build_folder(torch.__version__)  # setup.py's
 
-# What is about other builds of the kernels, or about no kernels at all.
-FILES = ("build", "link", "dtensor", "integrations", "onnx")
+# What is about other builds of the kernels, or about no kernels at all: compilers, exporters and tracers see operators,
+# which are the same ones here.
+FILES = ("build", "link", "compile", "dtensor", "integrations", "onnx", "overrides", "readme", "tracing")
 ELSEWHERE = ["tests/cpp", "tests/emu", "tests/static", *(f"tests/test_{name}.py" for name in FILES)]
 
 
