@@ -91,6 +91,7 @@ def rms_norm(
         A contiguous tensor of input's shape and dtype.
 
     Raises:
+        ValueError: if input has fewer dimensions than normalized_shape.
         RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
 
     Example:

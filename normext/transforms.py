@@ -3,8 +3,8 @@
 What is differentiated here is the bare normalization ``x̂ = (x - mean) * rstd``; weight and bias are applied by
 torch's own operators, which every transform knows. Its Jacobian ``J`` is symmetric: the kernel of the backward is its
 own transpose. ``J``'s derivative is ``torch.ops.normext.second_derivative``, differentiable to every order. Under vmap
-the mapped dimension joins the rows (LayerNorm) or the channels (BatchNorm). Where a forward-mode level is in force, and
-where autograd functions are refused, all of it is composed of torch's operators.
+the mapped dimension joins the rows (LayerNorm, RMSNorm) or the channels (BatchNorm). Where a forward-mode level is in
+force, and where autograd functions are refused, all of it is composed of torch's operators.
 """
 
 from collections.abc import Sequence
