@@ -105,10 +105,12 @@ Forward forward_kernel(const RowNorm& norm, const Tensor& input, c10::SymIntArra
   op.rstd = rstd.mutable_data_ptr();
   op.rows = rstd.numel();
   op.columns = input.numel() / op.rows;
+  op.input_strides = {op.rows, 0, op.columns};
+  op.lines = {op.rows, op.columns, op.columns};
   op.eps = norm.eps;
   op.weight_offset = weight.defined() ? norm.weight_offset : 0;
   op.statistics = norm.statistics;
-  op.dtype = dtype_of(input.scalar_type());
+  op.dtype = op.sum_dtype = dtype_of(input.scalar_type());
   op.param_dtype = dtype_of(param_type);
   run(op, input.device());
   return outputs;
@@ -175,9 +177,11 @@ Gradients backward_kernel(const RowNorm& norm, const Tensor& grad_output, const 
   op.grad_bias = mutable_data_or_null(grad_bias);
   op.rows = rstd.numel();
   op.columns = input.numel() / op.rows;
+  op.grad_output_strides = op.input_strides = {op.rows, 0, op.columns};
+  op.lines = {op.rows, op.columns, op.columns};
   op.weight_offset = weight.defined() ? norm.weight_offset : 0;
   op.statistics = norm.statistics;
-  op.dtype = dtype_of(input.scalar_type());
+  op.dtype = op.sum_dtype = dtype_of(input.scalar_type());
   op.param_dtype = dtype_of(param_type);
   run(op, input.device());
   return gradients;

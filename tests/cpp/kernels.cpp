@@ -253,10 +253,13 @@ void test_row_norm_forward(const RowNorm& norm, int64_t rows, int64_t columns, c
                                        .rstd = rstd,
                                        .rows = rows,
                                        .columns = columns,
+                                       .input_strides = {rows, 0, columns},
+                                       .lines = {rows, columns, columns},
                                        .eps = kEps,
                                        .weight_offset = weight ? norm.weight_offset : 0,
                                        .statistics = norm.statistics,
                                        .dtype = t.data,
+                                       .sum_dtype = t.data,
                                        .param_dtype = t.param};
                });
 }
@@ -282,9 +285,13 @@ void test_row_norm(const RowNorm& norm, const RowNormShape& shape) {
                                            .grad_bias = grad_bias,
                                            .rows = rows,
                                            .columns = columns,
+                                           .grad_output_strides = {rows, 0, columns},
+                                           .input_strides = {rows, 0, columns},
+                                           .lines = {rows, columns, columns},
                                            .weight_offset = weight ? norm.weight_offset : 0,
                                            .statistics = norm.statistics,
                                            .dtype = t.data,
+                                           .sum_dtype = t.data,
                                            .param_dtype = t.param};
                   });
   }
