@@ -5,7 +5,7 @@
 
 #include "double_backward.h"
 #include "norm_node.h"
-#include "ops/batch_norm.h"
+#include "ops/channel_norm.h"
 
 namespace normext {
 namespace {
@@ -97,7 +97,7 @@ Gradients allocate_gradients(const Tensor& input, at::ScalarType parameters, Mas
   return {mask[0] ? allocate_like(input) : Tensor{}, parameter(mask[1]), parameter(mask[2])};
 }
 
-BatchNormShape shape_of(const Tensor& input, at::MemoryFormat format) {
+ChannelNormShape shape_of(const Tensor& input, at::MemoryFormat format) {
   const int64_t batch = input.size(0), channels = input.size(1);
   return {batch, channels, input.numel() / (batch * channels), format != at::MemoryFormat::Contiguous};
 }

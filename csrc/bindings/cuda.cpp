@@ -1,6 +1,6 @@
 #include "cuda.h"
 
-#include "ops/batch_norm.h"
+#include "ops/channel_norm.h"
 #include "ops/row_norm.h"
 
 #ifdef NORMEXT_CUDA

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/batch_norm.h"
+#include "ops/channel_norm.h"
 #include "ops/row_norm.h"
 
 namespace normext::test {
@@ -28,6 +28,6 @@ struct RowNormShape {
   bool every_norm = true;  // else LayerNorm alone, for the sake of time: what it is for is common to both
 };
 std::vector<RowNormShape> row_norm_shapes();
-std::vector<BatchNormShape> batch_norm_shapes();
+std::vector<ChannelNormShape> batch_norm_shapes();
 
 }  // namespace normext::test

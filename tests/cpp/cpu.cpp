@@ -98,8 +98,8 @@ std::vector<RowNormShape> row_norm_shapes() {
   return shapes;
 }
 
-std::vector<BatchNormShape> batch_norm_shapes() {
-  std::vector<BatchNormShape> shapes;
+std::vector<ChannelNormShape> batch_norm_shapes() {
+  std::vector<ChannelNormShape> shapes;
   for (const bool channels_last : {false, true}) {
     for (const auto& [batch, channels, plane] : kBatchNormShapes) {
       if (plane == 1 && channels_last) continue;  // it is the same

@@ -298,29 +298,40 @@ void test_row_norm(const RowNorm& norm, const RowNormShape& shape) {
 }
 
 // ------------------------------------------------------------------------------------------------ BatchNorm
-Axes axes_of(const BatchNormShape& shape) {
+Axes axes_of(const ChannelNormShape& shape) {
   const int64_t stride = shape.channels_last ? 1 : shape.plane;
   return {shape.batch * shape.channels * shape.plane, shape.channels, stride, shape.channels, stride};
 }
 
-std::string text(const BatchNormShape& shape, const DTypes& t, bool training) {
+std::string text(const ChannelNormShape& shape, const DTypes& t, bool training) {
   std::ostringstream what;
   what << (training ? "training, " : "evaluation, ") << shape.batch << " x " << shape.channels << " channels x "
        << shape.plane << (shape.channels_last ? " channels last, " : ", ") << t.name;
   return what.str();
 }
 
-void test_batch_norm_forward(const BatchNormShape& shape, const DTypes& t, bool training, double scale) {
+void test_batch_norm_forward(const ChannelNormShape& shape, const DTypes& t, bool training, double scale) {
   test_forward("batch_norm forward, " + text(shape, t, training) + " times " + std::to_string(scale), axes_of(shape), t,
                training, scale, 0,
                [&](auto* input, auto* weight, auto* bias, auto* running_mean, auto* running_var, auto* output,
                    auto* mean, auto* rstd, auto* var) {
-                 return BatchNormForward{input, weight, bias,  running_mean, running_var, output, mean,
-                                         rstd,  var,    shape, kEps,         t.data,      t.param};
+                 return BatchNormForward{.input = input,
+                                         .weight = weight,
+                                         .bias = bias,
+                                         .running_mean = running_mean,
+                                         .running_var = running_var,
+                                         .output = output,
+                                         .mean = mean,
+                                         .rstd = rstd,
+                                         .var = var,
+                                         .shape = shape,
+                                         .eps = kEps,
+                                         .dtype = t.data,
+                                         .param_dtype = t.param};
                });
 }
 
-void test_batch_norm(const BatchNormShape& shape) {
+void test_batch_norm(const ChannelNormShape& shape) {
   const Axes axes = axes_of(shape);
   for (const DTypes& t : kDTypes) {
     for (const bool training : {true, false}) {
@@ -329,8 +340,18 @@ void test_batch_norm(const BatchNormShape& shape) {
       test_backward("batch_norm backward, " + text(shape, t, training), axes, t, training, 0,
                     [&](auto* grad_output, auto* input, auto* mean, auto* rstd, auto* weight, auto* grad_input,
                         auto* grad_weight, auto* grad_bias) {
-                      return BatchNormBackward{grad_output, input,     mean,  rstd,     weight, grad_input,
-                                               grad_weight, grad_bias, shape, training, t.data, t.param};
+                      return BatchNormBackward{.grad_output = grad_output,
+                                               .input = input,
+                                               .mean = mean,
+                                               .rstd = rstd,
+                                               .weight = weight,
+                                               .grad_input = grad_input,
+                                               .grad_weight = grad_weight,
+                                               .grad_bias = grad_bias,
+                                               .shape = shape,
+                                               .training = training,
+                                               .dtype = t.data,
+                                               .param_dtype = t.param};
                     });
     }
   }
@@ -344,7 +365,7 @@ void test_far_ranges() {
       if (t.data == DType::float16 && scale != 0) continue;
       for (const int64_t columns : {5, 60, 100, 200, 300, 700, 1500, 2000, 3000, 6000, 12000, 20000, 20001})
         for (const RowNorm& norm : {kRowNorms[0], kRowNorms[1]}) test_row_norm_forward(norm, 1, columns, t, scale);
-      for (const BatchNormShape& shape : std::initializer_list<BatchNormShape>{
+      for (const ChannelNormShape& shape : std::initializer_list<ChannelNormShape>{
                {3, 2, 50, false}, {3, 2, 8000, false}, {3, 2, 64, false}, {300, 5, 1, false}, {300, 8, 1, false}}) {
         test_batch_norm_forward(shape, t, true, scale);
       }

@@ -90,8 +90,8 @@ constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
     {64, 16, 49}, {33, 8, 300}, {32, 8, 301}, {17, 8, 1031}};
 // clang-format on
 
-std::vector<BatchNormShape> batch_norm_shapes() {
-  std::vector<BatchNormShape> shapes;
+std::vector<ChannelNormShape> batch_norm_shapes() {
+  std::vector<ChannelNormShape> shapes;
   for (const auto& [batch, channels, plane] : kBatchNormShapes) {
     shapes.push_back({batch, channels, plane, false});
     if (plane > 1 && batch * channels * plane < kLarge) shapes.push_back({batch, channels, plane, true});

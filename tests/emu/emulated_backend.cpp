@@ -2,7 +2,7 @@
 // more backend: CPU tensors then are computed by the CUDA kernels, emulated. Linked instead of csrc/cpu, so that the
 // module itself knows nothing of it.
 #include "cpu/isa.h"
-#include "ops/batch_norm.h"
+#include "ops/channel_norm.h"
 #include "ops/row_norm.h"
 #include "run_emulated.h"
 

@@ -1,10 +1,9 @@
 // batch_norm.cpp -- BatchNorm on the CPU: sums per channel, then one affine map per channel.
-#include "ops/batch_norm.h"
-
 #include "cpu/channels/channels.h"
 #include "cpu/elements/dtypes.h"
 #include "cpu/elements/scratch.h"
 #include "cpu/kernel.h"
+#include "ops/channel_norm.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 

@@ -11,7 +11,7 @@
 #include "cpu/channels/columns.h"
 #include "cpu/channels/planes.h"
 #include "cpu/elements/parallel.h"
-#include "ops/batch_norm.h"
+#include "ops/channel_norm.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
@@ -33,7 +33,7 @@ class Channels {
  public:
   // The op reads `inputs` tensors and writes one, of elements of so many bytes; `sums` is whether it sums before it
   // maps. slice_elements, if not 0: no slice of a block should be larger than that.
-  Channels(const BatchNormShape& shape, int threads, int64_t inputs, int64_t element_bytes, bool sums,
+  Channels(const ChannelNormShape& shape, int threads, int64_t inputs, int64_t element_bytes, bool sums,
            int64_t slice_elements = 0)
       : channels_(shape.channels),
         total_(shape.batch * shape.channels * shape.plane),

@@ -3,7 +3,7 @@
 #include "cuda/channels/planes.cuh"
 #include "cuda/elements/parameters.cuh"
 #include "cuda/elements/partials.cuh"
-#include "ops/batch_norm.h"
+#include "ops/channel_norm.h"
 
 namespace normext::cuda {
 

@@ -11,9 +11,9 @@
 namespace normext::cuda {
 
 // ------------------------------------------------------------------------------------------------ the shape of memory
-inline bool channels_innermost(const BatchNormShape& shape) { return shape.channels_last || shape.plane == 1; }
+inline bool channels_innermost(const ChannelNormShape& shape) { return shape.channels_last || shape.plane == 1; }
 
-inline Planes planes_of(const BatchNormShape& shape) { return {shape.batch, shape.channels, shape.plane}; }
+inline Planes planes_of(const ChannelNormShape& shape) { return {shape.batch, shape.channels, shape.plane}; }
 
 // Elements of an access, where arrays are aligned for vectors: all of a vector, or one.
 template <class T>
@@ -24,7 +24,7 @@ int access_size(int64_t contiguous, bool aligned) {
 // Channels innermost: a row is a pixel, or several where the channels alone are no multiple of a vector.
 // Planes: a row is a sample.
 template <class T>
-Columns columns_of(const BatchNormShape& shape) {
+Columns columns_of(const ChannelNormShape& shape) {
   const int64_t elements = shape.batch * shape.channels * shape.plane;
   if (!channels_innermost(shape))
     return {shape.batch, shape.channels * shape.plane, Divisor(shape.channels), Divisor(shape.plane)};
@@ -41,7 +41,7 @@ constexpr int64_t kShortPlane = 1024;
 constexpr int64_t kFewSamples = kMapColumnThreads / kWarpSize;
 
 template <class T, class Map, class Coefficients>
-void launch_map(const BatchNormShape& shape, Run& run, const Inputs<T, Map::kInputs>& inputs, void* output,
+void launch_map(const ChannelNormShape& shape, Run& run, const Inputs<T, Map::kInputs>& inputs, void* output,
                 const Coefficients& coefficients, bool aligned) {
   T* const out = static_cast<T*>(output);
   const auto by_columns = [&]<int kSize>(const Columns& columns) {
@@ -78,7 +78,7 @@ void launch_map(const BatchNormShape& shape, Run& run, const Inputs<T, Map::kInp
 constexpr int64_t kManySamples = 16, kSmallShare = 32 << 10;
 
 template <class T>
-bool sums_by_columns(const BatchNormShape& shape, bool aligned, int sm_count) {
+bool sums_by_columns(const ChannelNormShape& shape, bool aligned, int sm_count) {
   if (channels_innermost(shape)) return true;
   const int64_t sample = shape.channels * shape.plane, bytes = shape.batch * sample * static_cast<int64_t>(sizeof(T));
   return shape.batch >= kManySamples && bytes >= kSmallShare * sm_count && sample <= kMostColumns &&
@@ -86,7 +86,7 @@ bool sums_by_columns(const BatchNormShape& shape, bool aligned, int sm_count) {
 }
 
 template <class T, class Sum, class ColumnSum, class Start>
-Partials launch_sums(const BatchNormShape& shape, Run& run, const Inputs<T, Sum::kInputs>& inputs, const Start& start,
+Partials launch_sums(const ChannelNormShape& shape, Run& run, const Inputs<T, Sum::kInputs>& inputs, const Start& start,
                      bool aligned) {
   const double inverse_count = 1 / static_cast<double>(shape.batch * shape.plane);
   if (sums_by_columns<T>(shape, aligned, run.device.sm_count)) {
@@ -133,7 +133,7 @@ constexpr int64_t kLeastShare = 2 << 10;  // bytes of a channel that are worth a
 // Blocks on one SM take turns: while some load, others sum and store. So the more of them share an SM the better, with
 // what threads they need for loads enough to be on their way. The thresholds are what an H200 says.
 template <class T>
-OnChip on_chip(const BatchNormShape& shape, const Device& device, int size, int arrays) {
+OnChip on_chip(const ChannelNormShape& shape, const Device& device, int size, int arrays) {
   const Planes planes = planes_of(shape);
   const int most_blocks = device.has_clusters ? kMaxCluster : 1;
   const auto make = [&](int threads, int cluster) -> OnChip {
