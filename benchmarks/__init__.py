@@ -6,8 +6,9 @@ cases.py        what is measured: shapes, dtypes, layouts, directions, and the b
 peers.py        who is measured: normext, torch eager, torch.compile, and what else is installed
 timing.py       how, on the CPU; timing_cuda.py: how, on a GPU
 overhead.py     the cost of a call, on tensors too small to count
-results.py      what was found: medians, ratios, geometric means
+results.py      what was found: quartiles, ratios, geometric means
 machine.py      where: processor, versions, commit
-report.py       the tables and the JSON
+record.py       the file of a run: a line a case
+report.py       the tables; python -m benchmarks.report draws those, and the plots, of a run that was written
 plots.py        the plots
 """

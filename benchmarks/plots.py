@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.peers import COMPILE, EAGER, NORMEXT, PEERS
-from benchmarks.results import COPY, Result, geometric_mean
+from benchmarks.results import COPY, Result, Run, geometric_mean
 
 NAMES = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "batch_norm": "BatchNorm"}
 COLORS: dict[str, Any] = {NORMEXT: "#1261a0", EAGER: "#e4572e", COMPILE: "#f3a712", COPY: "#8a939b"}
@@ -102,7 +102,7 @@ def _bandwidth(results: list[Result], xlabel: str) -> Figure:
     dtypes = list(dict.fromkeys(result.case.dtype_name for result in results))
     directions = list(dict.fromkeys(result.direction for result in results))
     layouts = list(dict.fromkeys(result.case.layout for result in results))
-    contenders = [COPY, *dict.fromkeys(name for result in results for name in result.samples if name != COPY)]
+    contenders = [COPY, *dict.fromkeys(name for result in results for name in result.quartiles if name != COPY)]
     columns = list(itertools.product(dtypes, directions))
     figure, grid = plt.subplots(
         len(layouts), len(columns), squeeze=False, sharex=True, sharey=True, layout="constrained",
@@ -114,7 +114,7 @@ def _bandwidth(results: list[Result], xlabel: str) -> Figure:
             points = sorted(
                 (result.case.shape[1], result.gigabytes_per_second(name))
                 for result in results
-                if name in result.samples
+                if name in result.quartiles
                 and (result.case.layout, result.case.dtype_name, result.direction) == (layout, dtype, direction)
             )
             if points:
@@ -133,9 +133,10 @@ def _bandwidth(results: list[Result], xlabel: str) -> Figure:
     return figure
 
 
-def draw(folder: Path, stem: str, where: dict[str, object], results: list[Result]) -> list[Path]:
-    """Draws what the results hold into folder, and returns the files."""
+def draw(folder: Path, stem: str, run: Run) -> list[Path]:
+    """Draws what the run holds into folder, and returns the files."""
     files = []
+    where = run.where
     hardware = f"{where['processor']}, {where['threads']} threads, {where['instruction_set']}"
     if "gpu" in where:
         hardware = f"{where['gpu']}, CUDA {where['cuda']}"
@@ -144,7 +145,7 @@ def draw(folder: Path, stem: str, where: dict[str, object], results: list[Result
             ("layer_norm", "row length", "row length (elements)"),
             ("batch_norm", "channel count", "channels"),
         ):
-            members = [result for result in results if result.case.norm == norm]
+            members = [result for result in run.results if result.case.norm == norm]
             swept = [result for result in members if result.case.group == sweep]
             figures = {}
             if members:

@@ -1,38 +1,23 @@
-"""The tables on the screen and the JSON beside them."""
+"""The tables on the screen: of the run that was just made, or of one that was written.
 
+python -m benchmarks.report FILE...  # a run's JSON: its tables, and its plots beside it
+"""
+
+import argparse
 import itertools
-import json
-import re
+import sys
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import timing, timing_cuda
+from benchmarks import plots, record
 from benchmarks.peers import EAGER, NORMEXT
-from benchmarks.results import COPY, QUANTILES, Result, quantiles, summaries
-from benchmarks.timing import Samples
+from benchmarks.results import Quartiles, Result, Run, summaries
 
 WIDTH = 120
-
-METHOD = {
-    "cpu": (
-        "All contenders of a case run in one process on the same tensors, interleaved: one sample each per round, the "
-        f"order reversed from round to round, {timing.ROUNDS} rounds; a sample repeats its call for at least "
-        f"{timing.SAMPLE_SECONDS * 1e3:g} ms, after one call that is not timed. "
-        "Figures are medians. The allocator keeps freed memory in the "
-        "process. The copy moves as many bytes as the case must move at least, in the same rounds."
-    ),
-    "cuda": (
-        f"All contenders of a case run in one process on the same tensors, interleaved, {timing_cuda.ROUNDS} rounds, "
-        "the order reversed from round to round. CUDA events around the replay of a CUDA graph of one call, "
-        f"{timing_cuda.FLUSH_BYTES >> 20} MiB written before to flush L2. Figures are medians of kernel time; the "
-        "host's cost of a call is measured apart. The copy moves as many bytes as the case must move at least."
-    ),
-}
 
 
 def _time(seconds: float) -> str:
@@ -91,10 +76,10 @@ def _case_table(title: str, results: list[Result]) -> Table:
     return table
 
 
-def _call_table(calls: dict[str, Samples]) -> Table:
+def _call_table(calls: dict[str, dict[str, Quartiles]]) -> Table:
     table = _table("Call overhead, forward, on tiny float32 tensors", ["call"], ["normext", "torch", "torch / normext"])
-    for label, samples in calls.items():
-        medians = {name: quantiles(values)["median"] for name, values in samples.items()}
+    for label, quartiles in calls.items():
+        medians = {name: median for name, (_, median, _) in quartiles.items()}
         ratio = medians[EAGER] / medians[NORMEXT]
         table.add_row(label, _time(medians[NORMEXT]), _time(medians[EAGER]), _ratio(ratio))
     return table
@@ -109,11 +94,12 @@ def _summary_table(results: list[Result]) -> Table:
     return table
 
 
-def show(console: Console, where: dict[str, object], results: list[Result], calls: dict[str, Samples]) -> None:
+def show(console: Console, run: Run) -> None:
     """Prints the tables, and how to read them."""
-    for norm, members in itertools.groupby(results, lambda result: result.case.norm):
+    where = run.where
+    for norm, members in itertools.groupby(run.results, lambda result: result.case.norm):
         console.print(_case_table(norm, list(members)), "")
-    console.print(_call_table(calls), "", _summary_table(results), "", sep="\n")
+    console.print(_call_table(run.calls), "", _summary_table(run.results), "", sep="\n")
     console.print(
         "of copy: normext's share of the bandwidth of copying as many bytes in the same rounds. x: the peer's time "
         "over normext's, above 1 normext is faster. A peer is faster: by more than 5%."
@@ -126,46 +112,17 @@ def show(console: Console, where: dict[str, object], results: list[Result], call
         console.print(f"The machine was busy: a core was waited for {where['waited']:.0%} of the time.", style="red")
 
 
-def _contenders(samples: Samples) -> dict[str, Any]:
-    """Seconds per call, as the quantiles that the document names."""
-    return {name: list(quantiles(values).values()) for name, values in samples.items()}
+def main() -> None:
+    """Prints the tables of runs that were written, and draws their plots beside them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=main.__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="such as benchmarks/results/*/*-full.json")
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for path in parser.parse_args().files:
+        run = record.read(path)
+        show(console, run)
+        for plot in plots.draw(path.parent, path.stem, run):
+            console.print(f"wrote {plot}", soft_wrap=True)
 
 
-def write(path: Path, where: dict[str, object], results: list[Result], calls: dict[str, Samples]) -> Path:
-    """Writes all there is to know about the run, and returns the path."""
-    document = {
-        "machine": where,
-        "method": METHOD[str(where["device"])],
-        "samples": timing_cuda.ROUNDS if where["device"] == "cuda" else timing.ROUNDS,
-        "quantiles": list(QUANTILES),
-        "summary": [
-            {**vars(line), "over_eager": round(line.over_eager, 4), "over_best": round(line.over_best, 4)}
-            for line in summaries(results)
-        ],
-        "cases": [
-            {
-                "norm": result.case.norm,
-                "group": result.case.group,
-                "shape": result.case.shape,
-                "parameter_shape": result.case.parameter_shape,
-                "layout": result.case.layout,
-                "dtype": result.case.dtype_name,
-                "direction": result.direction,
-                "least_bytes": result.least_bytes,
-                "gigabytes_per_second": round(result.gigabytes_per_second(NORMEXT), 2),
-                "copy_gigabytes_per_second": round(result.gigabytes_per_second(COPY), 2),
-                "of_copy": round(result.of_copy, 4),
-                "speedup_over_eager": round(result.speedup(EAGER), 4),
-                "best_peer": result.best_peer,
-                "speedup_over_best_peer": round(result.speedup(result.best_peer), 4),
-                "seconds": _contenders(result.samples),
-                "skipped": result.skipped,
-            }
-            for result in results
-        ],
-        "call_overhead": {label: _contenders(samples) for label, samples in calls.items()},
-    }
-    text = json.dumps(document, indent=1)
-    # the innermost objects and lists on one line each: a third of the size, and a case is read at a glance
-    path.write_text(re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda inner: re.sub(r"\s+", " ", inner[0]), text) + "\n")
-    return path
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What was found: the samples of a case, and the figures derived from them."""
+"""What was found: the quartiles of a case's samples, and the figures derived from them."""
 
 import math
 import statistics
@@ -13,13 +13,21 @@ from benchmarks.peers import EAGER, NORMEXT
 from benchmarks.timing import Samples
 
 COPY = "copy"
-QUANTILES = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1.0}
+Quartiles = tuple[float, float, float]  # the median in the middle
 
 
-def quantiles(samples: list[float]) -> dict[str, float]:
-    """The quantiles that are kept of a contender's samples, to 5 digits."""
-    values = np.quantile(samples, list(QUANTILES.values()))
-    return {name: float(f"{value:.5g}") for name, value in zip(QUANTILES, values, strict=True)}
+def digits(value: float) -> float:
+    """The value as it is kept, to 5 digits."""
+    return float(f"{value:.5g}")
+
+
+def quartiles(samples: Samples) -> dict[str, Quartiles]:
+    """What is kept of each contender's samples."""
+    found = {}
+    for name, values in samples.items():
+        first, median, third = map(digits, np.quantile(values, [0.25, 0.5, 0.75]))
+        found[name] = (first, median, third)
+    return found
 
 
 @dataclass
@@ -29,20 +37,20 @@ class Result:
     Attributes:
         case: what was measured.
         direction: one of the case's.
-        samples: seconds per call, by contender; copying the least bytes is one of them.
+        quartiles: of the seconds per call, by contender; copying the least bytes is one of them.
         skipped: contenders that could not run the case, and why.
 
     """
 
     case: Case
     direction: str
-    samples: Samples
+    quartiles: dict[str, Quartiles]
     skipped: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def seconds(self) -> dict[str, float]:
         """The median of each contender."""
-        return {name: statistics.median(samples) for name, samples in self.samples.items()}
+        return {name: median for name, (_, median, _) in self.quartiles.items()}
 
     @property
     def least_bytes(self) -> int:
@@ -52,7 +60,7 @@ class Result:
     @property
     def peers(self) -> list[str]:
         """Who ran beside normext."""
-        return [name for name in self.samples if name not in (NORMEXT, COPY)]
+        return [name for name in self.quartiles if name not in (NORMEXT, COPY)]
 
     @property
     def best_peer(self) -> str:
@@ -71,6 +79,22 @@ class Result:
     def speedup(self, peer: str) -> float:
         """How many times as fast as the peer normext is."""
         return self.seconds[peer] / self.seconds[NORMEXT]
+
+
+@dataclass
+class Run:
+    """All that a run has found.
+
+    Attributes:
+        where: machine, versions and commit, as ``machine.describe`` has them, and how long it took.
+        results: those of all cases.
+        calls: quartiles of the seconds of a call on a tiny tensor, by call and contender.
+
+    """
+
+    where: dict[str, object]
+    results: list[Result]
+    calls: dict[str, dict[str, Quartiles]]
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -15,11 +15,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from benchmarks import cases, machine, overhead, plots, report, timing, timing_cuda
+from benchmarks import cases, machine, overhead, plots, record, report, timing, timing_cuda
 from benchmarks.cases import Case
 from benchmarks.peers import COMPILE, EAGER, NORMEXT, Norm, installed
-from benchmarks.results import COPY, Result
-from benchmarks.timing import Call, Samples
+from benchmarks.results import COPY, Quartiles, Result, Run, quartiles
+from benchmarks.timing import Call
 from normext import _C
 
 
@@ -83,7 +83,7 @@ def measure(case: Case, peers: dict[str, dict[str, Norm]], device: str) -> Itera
                     if name in (NORMEXT, EAGER):
                         raise
                     skipped[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            yield Result(case, direction, interleaved(contenders), skipped)
+            yield Result(case, direction, quartiles(interleaved(contenders)), skipped)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     where = machine.describe(arguments.device)
     started, waited = time.monotonic(), machine.waited()
     results: list[Result] = []
-    calls: dict[str, Samples] = {}
+    calls: dict[str, dict[str, Quartiles]] = {}
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
         task = progress.add_task("", total=sum(len(case.directions) for case in selected) + len(tiny))
         for label, contenders in tiny.items():
             progress.update(task, description=label, refresh=True)
-            calls[label] = timing.interleaved(contenders)
+            calls[label] = quartiles(timing.interleaved(contenders))
             progress.advance(task)
         for case in selected:
             progress.update(task, description=escape(f"{case.norm} {case.label} {case.dtype_name}"), refresh=True)
@@ -133,10 +133,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     seconds = time.monotonic() - started
     where |= {"seconds": round(seconds), "waited": round((machine.waited() - waited) / seconds, 3)}
-    report.show(console, where, results, calls)
+    found = Run(where, results, calls)
+    report.show(console, found)
     folder = arguments.output / machine.slug(where)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{str(where['date'])[:16].replace(':', '')}-{'full' if arguments.full else 'quick'}"
-    files = [report.write(folder / f"{stem}.json", where, results, calls), *plots.draw(folder, stem, where, results)]
+    files = [record.write(folder / f"{stem}.json", found), *plots.draw(folder, stem, found)]
     for file in files:
         console.print(f"wrote {file}", soft_wrap=True)

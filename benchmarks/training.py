@@ -7,11 +7,8 @@ weights, see the same batches and share all but their norms: in eager mode, unde
 """
 
 import argparse
-import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +17,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import normext
-from benchmarks import machine
+from benchmarks import machine, record
 from benchmarks.peers import EAGER, NORMEXT
+from benchmarks.results import digits, quartiles
 
 NORMS: dict[str, type[nn.Module]] = {NORMEXT: normext.BatchNorm2d, EAGER: nn.BatchNorm2d}
 CLASSES, SIDE = 100, 224
@@ -143,19 +141,21 @@ def main() -> None:
     path = folder / f"{str(where['date'])[:16].replace(':', '')}-training.json"
     method = f"ResNet-50, {SIDE}x{SIDE}, batch {arguments.batch}, channels_last, autocast to bfloat16, SGD; CUDA events"
     table = Table("mode", "normext, ms", "torch, ms", "torch / normext", "last losses", "losses apart by")
-    runs: dict[str, Any] = {}
+    runs: list[dict[str, object]] = []
     for mode in ("eager", "graph", "compile"):
         torch._dynamo.reset()
         results = {name: train(name, mode, images, classes) for name in NORMS}
         (ours, our_seconds), (theirs, their_seconds) = results[NORMEXT], results[EAGER]
-        times = statistics.median(our_seconds), statistics.median(their_seconds)
+        steps = quartiles({NORMEXT: our_seconds, EAGER: their_seconds})
+        times = steps[NORMEXT][1], steps[EAGER][1]
         apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
         table.add_row(
             mode, f"{times[0] * 1e3:.2f}", f"{times[1] * 1e3:.2f}", f"{times[1] / times[0]:.3f}",
             f"{ours[-1]:.3f}, {theirs[-1]:.3f}", f"{apart:.3f}",
         )  # fmt: skip
-        runs[mode] = {name: {"losses": losses, "seconds": seconds} for name, (losses, seconds) in results.items()}
-        path.write_text(json.dumps({"machine": where, "method": method, "runs": runs}) + "\n")
+        losses = {name: [digits(loss) for loss in losses] for name, (losses, _) in results.items()}
+        runs.append({"mode": mode, "microseconds": record.microseconds(steps), "losses": losses})
+        path.write_text(record.document({"machine": where, "method": method, "figures": record.FIGURES, "runs": runs}))
     console = Console(width=110)
     console.print(table)
     console.print(f"wrote {path}", soft_wrap=True)

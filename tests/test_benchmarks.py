@@ -1,0 +1,69 @@
+"""What a benchmark writes of a run: as much as its tables and plots need, once more from the file alone."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from rich.console import Console
+
+from benchmarks import plots, record, report
+from benchmarks.cases import Case
+from benchmarks.results import Result, Run, quartiles
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+KEPT = sorted(RESULTS.glob("*/*-full.json"))
+WHERE: dict[str, object] = {
+    "device": "cpu", "processor": "a processor", "threads": 2, "instruction_set": "avx2", "torch": "2.13.0",
+    "normext": "0.1.0", "seconds": 1, "waited": 0.0,
+}  # fmt: skip
+
+
+def tables(run: Run) -> str:
+    console = Console(file=io.StringIO(), width=report.WIDTH)
+    report.show(console, run)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def run() -> Run:
+    cases = [
+        Case("layer_norm", "row length", (64, 256)),
+        Case("layer_norm", "row length", (16, 1024), dtype=torch.bfloat16),
+        Case("layer_norm", "images", (2, 3, 8, 8), normalized=3),
+        Case("batch_norm", "images", (2, 3, 8, 8), channels_last=True),
+    ]
+    seconds = quartiles({"copy": [1e-6, 2e-6, 3.123456e-6], "normext": [3e-6], "torch eager": [4e-6, 8e-6, 6e-6]})
+    results = [Result(case, direction, seconds, {}) for case in cases for direction in ("forward", "backward")]
+    results[0].skipped["a peer"] = "ImportError: not here"
+    return Run(WHERE, results, {"F.layer_norm 4x[64]": {name: seconds[name] for name in ("normext", "torch eager")}})
+
+
+def test_a_run_is_read_as_it_was_written(run: Run, tmp_path: Path) -> None:
+    path = record.write(tmp_path / "run.json", run)
+    again = record.read(path)
+    assert [(r.case, r.direction, r.skipped) for r in again.results] == [
+        (r.case, r.direction, r.skipped) for r in run.results
+    ]
+    assert tables(again) == tables(run)
+    assert record.write(tmp_path / "again.json", again).read_text() == path.read_text()
+    assert sum('"norm"' in line for line in path.read_text().splitlines()) == len(run.results)  # a line a case
+
+
+def test_plots_are_drawn_of_what_was_read(run: Run, tmp_path: Path) -> None:
+    read = record.read(record.write(tmp_path / "run.json", run))
+    drawn = [plot.name for plot in plots.draw(tmp_path, "run", read)]
+    assert drawn == [f"run-{name}.png" for name in ("layer_norm-speedup", "layer_norm-bandwidth", "batch_norm-speedup")]
+    assert all((tmp_path / name).stat().st_size for name in drawn)
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_kept_results_are_complete(path: Path) -> None:
+    run = record.read(path)
+    assert run.where["commit"] and run.where["torch"]
+    assert all({"copy", "normext", "torch eager"} <= set(result.seconds) for result in run.results)
+    assert "overall" in tables(run)
