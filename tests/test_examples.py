@@ -5,27 +5,28 @@ import torch
 from torch import Tensor, nn
 
 import normext
+from examples import tutorial_numbers
+from examples.transformer_block import TransformerBlock
+from examples.tutorial_numbers import MIXED, SMALL, by_column, by_row
 
-SMALL = torch.tensor([[1.0, 2, 3, 4], [2, 3, 4, 5], [3, 4, 5, 6]])
-MIXED = torch.tensor([[1.0, 100, 5, 7], [10, 50, 6, 8], [3, 10, 7, 9]])
 # As torch prints them, to four digits
 PRINTED = {"rtol": 0, "atol": 5e-5}
 
 
 def test_batch_norm_of_the_small_tensor(device: str) -> None:
-    output = normext.BatchNorm1d(4, affine=False, device=device)(SMALL.to(device))
+    output = by_column(SMALL.to(device))
     expected = torch.tensor([-1.2247, 0.0, 1.2247]).view(3, 1).expand(3, 4)
     torch.testing.assert_close(output.cpu(), expected, **PRINTED)
 
 
 def test_layer_norm_of_the_small_tensor(device: str) -> None:
-    output = normext.LayerNorm(4, elementwise_affine=False, device=device)(SMALL.to(device))
+    output = by_row(SMALL.to(device))
     expected = torch.tensor([-1.3416, -0.4472, 0.4472, 1.3416]).expand(3, 4)
     torch.testing.assert_close(output.cpu(), expected, **PRINTED)
 
 
 def test_batch_norm_of_the_mixed_tensor(device: str) -> None:
-    output = normext.BatchNorm1d(4, affine=False, device=device)(MIXED.to(device))
+    output = by_column(MIXED.to(device))
     expected = torch.tensor(
         [
             [-0.9503, 1.2675, -1.2247, -1.2247],
@@ -37,7 +38,7 @@ def test_batch_norm_of_the_mixed_tensor(device: str) -> None:
 
 
 def test_layer_norm_of_the_mixed_tensor(device: str) -> None:
-    output = normext.LayerNorm(4, elementwise_affine=False, device=device)(MIXED.to(device))
+    output = by_row(MIXED.to(device))
     expected = torch.tensor(
         [
             [-0.6569, 1.7297, -0.5605, -0.5123],
@@ -50,8 +51,7 @@ def test_layer_norm_of_the_mixed_tensor(device: str) -> None:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """A batch of photographs' size, 32 x 3 x 224 x 224."""
-    return torch.rand(32, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return tutorial_numbers.images()
 
 
 def test_batch_norm_of_images(device: str, images: Tensor) -> None:
@@ -77,22 +77,6 @@ def test_layer_norm_of_tokens(device: str, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(output, nn.LayerNorm(shape[-1], device=device)(x))
 
 
-class TransformerBlock(nn.Module):
-    """The post-norm block of "Attention Is All You Need", with the LayerNorm of ``library``."""
-
-    def __init__(self, library: object, d_model: int, nhead: int, dim_feedforward: int) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(d_model, nhead, batch_first=True)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(d_model, dim_feedforward), nn.ReLU(), nn.Linear(dim_feedforward, d_model)
-        )
-        self.norm1, self.norm2 = library.LayerNorm(d_model), library.LayerNorm(d_model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(x + self.attention(x, x, x, need_weights=False)[0])
-        return self.norm2(x + self.feed_forward(x))
-
-
 def convolutional(library: object) -> nn.Module:
     """Two blocks of convolution, BatchNorm and ReLU, and a classifier."""
     return nn.Sequential(
@@ -112,13 +96,14 @@ def convolutional(library: object) -> nn.Module:
 
 def transformer(library: object) -> nn.Module:
     """Two blocks over 16 tokens, and a classifier."""
-    blocks = [TransformerBlock(library, d_model=32, nhead=4, dim_feedforward=64) for _ in range(2)]
+    blocks = [TransformerBlock(d_model=32, nhead=4, dim_feedforward=64, norm=library.LayerNorm) for _ in range(2)]
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(16 * 32, 10))
 
 
 def big_block(library: object) -> nn.Module:
     """The block as the tutorials have it."""
-    return nn.Sequential(TransformerBlock(library, d_model=512, nhead=8, dim_feedforward=2048), nn.Linear(512, 10))
+    block = TransformerBlock(d_model=512, nhead=8, dim_feedforward=2048, norm=library.LayerNorm)
+    return nn.Sequential(block, nn.Linear(512, 10))
 
 
 def train(model: nn.Module, x: Tensor, target: Tensor, steps: int) -> list[float]:
