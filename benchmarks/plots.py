@@ -17,6 +17,10 @@ from benchmarks.peers import COMPILE, EAGER, NORMEXT, PEERS
 from benchmarks.results import COPY, Result, Run, geometric_mean
 
 NAMES = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "batch_norm": "BatchNorm"}
+SWEEPS = {  # the group of a norm that is over sizes, and what they are
+    "layer_norm": ("row length", "row length (elements)"),
+    "batch_norm": ("channel count", "channels"),
+}
 COLORS: dict[str, Any] = {NORMEXT: "#1261a0", EAGER: "#e4572e", COMPILE: "#f3a712", COPY: "#8a939b"}
 OTHERS = [peer.name for peer in PEERS if peer.name not in COLORS]
 COLORS |= {name: plt.get_cmap("Dark2")(index) for index, name in enumerate(OTHERS)}
@@ -141,19 +145,17 @@ def draw(folder: Path, stem: str, run: Run) -> list[Path]:
     if "gpu" in where:
         hardware = f"{where['gpu']}, CUDA {where['cuda']}"
     with plt.rc_context(STYLE):
-        for norm, sweep, xlabel in (
-            ("layer_norm", "row length", "row length (elements)"),
-            ("batch_norm", "channel count", "channels"),
-        ):
+        for norm, name in NAMES.items():
             members = [result for result in run.results if result.case.norm == norm]
+            if not members:
+                continue
+            sweep, xlabel = SWEEPS.get(norm, ("", ""))
             swept = [result for result in members if result.case.group == sweep]
-            figures = {}
-            if members:
-                figures["speedup"] = _speedups(members)
+            figures = {"speedup": _speedups(members)}
             if len({result.case.shape[1] for result in swept}) > 1:
                 figures["bandwidth"] = _bandwidth(swept, xlabel)
             for kind, figure in figures.items():
-                figure.suptitle(f"{NAMES[norm]} on {hardware}, torch {where['torch']}", fontsize=10)
+                figure.suptitle(f"{name} on {hardware}, torch {where['torch']}", fontsize=10)
                 files.append(folder / f"{stem}-{norm}-{kind}.png")
                 figure.savefig(files[-1])
                 plt.close(figure)

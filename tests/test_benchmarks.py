@@ -35,6 +35,7 @@ def run() -> Run:
         Case("layer_norm", "row length", (64, 256)),
         Case("layer_norm", "row length", (16, 1024), dtype=torch.bfloat16),
         Case("layer_norm", "images", (2, 3, 8, 8), normalized=3),
+        Case("rms_norm", "tiny", (4, 64)),
         Case("batch_norm", "images", (2, 3, 8, 8), channels_last=True),
     ]
     seconds = quartiles({"copy": [1e-6, 2e-6, 3.123456e-6], "normext": [3e-6], "torch eager": [4e-6, 8e-6, 6e-6]})
@@ -57,7 +58,8 @@ def test_a_run_is_read_as_it_was_written(run: Run, tmp_path: Path) -> None:
 def test_plots_are_drawn_of_what_was_read(run: Run, tmp_path: Path) -> None:
     read = record.read(record.write(tmp_path / "run.json", run))
     drawn = [plot.name for plot in plots.draw(tmp_path, "run", read)]
-    assert drawn == [f"run-{name}.png" for name in ("layer_norm-speedup", "layer_norm-bandwidth", "batch_norm-speedup")]
+    kinds = ("layer_norm-speedup", "layer_norm-bandwidth", "rms_norm-speedup", "batch_norm-speedup")
+    assert drawn == [f"run-{kind}.png" for kind in kinds]
     assert all((tmp_path / name).stat().st_size for name in drawn)
 
 
