@@ -8,6 +8,7 @@ Functions (:func:`layer_norm`, :func:`rms_norm`, :func:`batch_norm`) take the ar
 from normext import _load, fusion, integrations, nested, running  # _load first: it loads the extension, or says why not
 from normext._version import __version__
 from normext.config import show_config
+from normext.conversion import convert, register, revert
 from normext.functional import batch_norm, layer_norm, rms_norm
 from normext.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
 
@@ -19,7 +20,10 @@ __all__ = [
     "RMSNorm",
     "__version__",
     "batch_norm",
+    "convert",
     "layer_norm",
+    "register",
+    "revert",
     "rms_norm",
     "show_config",
 ]
