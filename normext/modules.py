@@ -39,6 +39,8 @@ class LayerNorm(_RowNorm, torch.nn.LayerNorm):
         weight_offset: added to the weight in the dtype that is computed in: 1 for weights that start at zero.
     """
 
+    __constants__ = (*torch.nn.LayerNorm.__constants__, "weight_offset")  # scripts find it in the class, too
+
     def __init__(
         self,
         normalized_shape: int | list[int] | torch.Size,
@@ -72,6 +74,8 @@ class RMSNorm(_RowNorm, torch.nn.RMSNorm):
         weight_offset: added to the weight in the dtype that is computed in: 1 for weights that start at zero, as
             Gemma's.
     """
+
+    __constants__ = (*torch.nn.RMSNorm.__constants__, "weight_offset")  # scripts find it in the class, too
 
     def __init__(
         self,

@@ -5,15 +5,18 @@ gets a class of both: what it was, it still is, under its own name, and it is no
 freezing and weight decay go by ``isinstance``.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
 from normext import modules
 
-Settings = tuple[tuple[str, Any], ...]  # attributes of a class
+Computation = Callable[[Any, Tensor], Tensor]  # takes a module and its input; hashable, and can be pickled
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # torch.nn's class -> normext's of the same name
 NAMESAKES: dict[type[Module], type[Module]] = {
     getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__ if hasattr(torch.nn, name)
@@ -26,11 +29,33 @@ _MARK = "_before_normext"  # in the dictionary of a converted module
 class Joined:
     """In front of the class that a module had: what lets it be pickled."""
 
-    joined_from: tuple[type[Module], type | None, Settings]
+    joined_from: tuple[type[Module], Computation | None]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """By the classes that it is made of, since it has no place in a module to be found at."""
+        """By what it is made of, since the class has no place in a module to be found at."""
         return _new, self.joined_from, *super().__reduce_ex__(protocol)[2:]  # type: ignore[return-value]
+
+
+class Computed(Joined):
+    """In front of another library's class: its forward is computed by normext."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes one tensor that normext knows; anything else, a proxy or an unusual dtype, goes to the class's own."""
+        cls, compute = self.joined_from
+        if (
+            compute is None
+            or len(args) != 1
+            or kwargs
+            or not isinstance(args[0], Tensor)
+            or args[0].dtype not in DTYPES
+        ):
+            return cls.forward(self, *args, **kwargs)  # type: ignore[arg-type]
+        return compute(self, args[0])
+
+    def __prepare_scriptable__(self) -> None:
+        """Asked for by ``torch.jit.script``, which cannot compile :meth:`forward`."""
+        name = self.joined_from[0].__qualname__
+        raise RuntimeError(f"torch.jit.script: {name} is computed by normext; trace it, or normext.revert(model) first")
 
 
 def namesake(cls: type[Module]) -> type[Module] | None:
@@ -38,25 +63,20 @@ def namesake(cls: type[Module]) -> type[Module] | None:
     return next((c for c in cls.__mro__ if c in NAMESAKES), None)
 
 
-def joined(original: type[Module], kind: type | None = None, settings: Settings = ()) -> type[Module]:
-    """The class ``original``, computed by ``kind`` with these settings, or as the norm of torch.nn it derives from."""
-    made_from = (original, kind, settings)
+def joined(original: type[Module], compute: Computation | None = None) -> type[Module]:
+    """The class ``original``, computed by a kind of norm, or as the norm of ``torch.nn`` that it derives from."""
+    made_from = original, compute
     if made_from not in _joined:
         base = namesake(original)
-        bases = [Joined, *([kind] if kind else []), original, *([NAMESAKES[base]] if base else [])]
-        names: dict[str, Any] = {
-            "__module__": __name__,
-            "__qualname__": original.__qualname__,
-            "__doc__": original.__doc__,
-        }
-        names |= {**dict(settings), "joined_from": made_from}
-        _joined[made_from] = type(original)(original.__name__, tuple(bases), names)  # type: ignore[misc]
+        bases = (Computed if compute else Joined, original, *([NAMESAKES[base]] if base else []))
+        names = {"__module__": __name__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
+        _joined[made_from] = type(original)(original.__name__, bases, {**names, "joined_from": made_from})  # type: ignore[misc]
     return _joined[made_from]
 
 
-def _new(*made_from: Any) -> Module:
+def _new(original: type[Module], compute: Computation | None) -> Module:
     """An empty module of a joined class, for pickle and deepcopy."""
-    cls = joined(*made_from)
+    cls = joined(original, compute)
     return cls.__new__(cls)
 
 

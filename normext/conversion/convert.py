@@ -14,8 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from normext import _C
-from normext.conversion.classes import NAMESAKES, is_ours, joined, mark, namesake, parametrized, rebased, unmark
-from normext.conversion.kinds import TENSORS
+from normext.conversion.classes import DTYPES, NAMESAKES, is_ours, joined, mark, namesake, parametrized, rebased, unmark
 from normext.conversion.probe import recognize
 
 TORCHS = (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase)
@@ -173,11 +172,12 @@ def _is_norm(module: Module) -> bool:
     cls = type(module)
     if isinstance(module, TORCHS) or cls in _converters:
         return True
-    if cls.__module__.startswith("torch.nn.utils"):  # a parametrization
+    if _own_class(module).__module__.startswith("torch.nn.utils"):  # a parametrization
         return False
     name = module.original_name if isinstance(module, ScriptModule) else cls.__name__
     called = re.search("norm(?!alize)", name, re.IGNORECASE) is not None
-    return called and not any(child.state_dict(keep_vars=True) for child in module.children())
+    children = (child for name, child in module.named_children() if name != "parametrizations")
+    return called and not any(child.state_dict(keep_vars=True) for child in children)
 
 
 def _own_class(module: Module) -> type[Module]:
@@ -211,7 +211,8 @@ def _new_class(module: Module) -> type[Module] | str:
     beyond = list(inspect.signature(cls.forward).parameters)[2:]
     if beyond:
         return f"its forward takes more than a tensor: {', '.join(beyond)}"
-    return recognize(module)
+    kind = recognize(module)
+    return kind if isinstance(kind, str) else joined(cls, kind)
 
 
 def _asked(converter: Converter, cls: type[Module], module: Module) -> type[Module] | str:
@@ -232,7 +233,7 @@ def _unfit(module: Module) -> str | None:
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is None or name == "num_batches_tracked":
             continue
-        if tensor.dtype not in TENSORS:
+        if tensor.dtype not in DTYPES:
             return f"{name} is {str(tensor.dtype).removeprefix('torch.')}, which normext does not take"
         if tensor.device.type not in DEVICES:
             return f"{name} is on {tensor.device.type}, which normext was not built for"

@@ -1,11 +1,11 @@
 """The norms of other libraries: how each kind is computed by normext, and which of them a module may be.
 
-A kind is a class that stands in front of a module's own and has nothing but ``forward``; its settings are attributes of
-the class made for the module's. It reads the module's parameters and epsilon where they are, at every call.
+A kind says what a module is and where it has its parameters and epsilon, which are read there at every call.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,33 +13,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from normext import functional as F
-from normext.conversion.classes import NAMESAKES, Settings, namesake
+from normext.conversion.classes import NAMESAKES, namesake
 
-TENSORS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HALF = (torch.bfloat16, torch.float16)
-
-
-class Kind:
-    """What every kind shares: which calls are its own, and what follows the norm."""
-
-    joined_from: tuple[type[Module], type | None, Settings]
-    activated = False  # whether drop and act follow, modules that timm's norms hold
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes one tensor that normext knows; anything else, a proxy or an unusual dtype, goes to the class's own."""
-        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dtype not in TENSORS:
-            return self.joined_from[0].forward(self, *args, **kwargs)  # type: ignore[arg-type]
-        output = self.normalize(args[0])
-        return self.act(self.drop(output)) if self.activated else output  # type: ignore[attr-defined]
-
-    def normalize(self, x: Tensor) -> Tensor:
-        """The norm alone."""
-        raise NotImplementedError
-
-    def __prepare_scriptable__(self) -> None:
-        """Asked for by ``torch.jit.script``, which cannot compile :meth:`forward`."""
-        name = self.joined_from[0].__qualname__
-        raise RuntimeError(f"torch.jit.script: {name} is computed by normext; trace it, or normext.revert(model) first")
 
 
 def _input(x: torch.dtype, weight: torch.dtype) -> torch.dtype:
@@ -60,14 +36,26 @@ OUTPUTS: dict[str, Callable[[torch.dtype, torch.dtype], torch.dtype]] = {
 }  # fmt: skip
 
 
-class _Mixing(Kind):
-    """A kind whose parameters may have another dtype than its input."""
+@dataclass(frozen=True)
+class Kind:
+    """What every kind has: an activation after the norm, and epsilon."""
 
+    activated: bool  # whether drop and act follow, modules that timm's norms hold
     epsilon: str | float  # the attribute that has it, or itself
-    output = "input"  # which of OUTPUTS
+    output: str  # which of OUTPUTS
 
-    def eps(self) -> float:
-        return getattr(self, self.epsilon) if isinstance(self.epsilon, str) else self.epsilon
+    def __call__(self, module: Any, x: Tensor) -> Tensor:
+        """What the module computes."""
+        output = self.normalize(module, x)
+        return module.act(module.drop(output)) if self.activated else output
+
+    def normalize(self, module: Any, x: Tensor) -> Tensor:
+        """The norm alone."""
+        raise NotImplementedError
+
+    def eps(self, module: Module) -> float:
+        """The module's epsilon."""
+        return getattr(module, self.epsilon) if isinstance(self.epsilon, str) else self.epsilon
 
     def mixed(self, x: Tensor, *given: Tensor | None) -> tuple[torch.dtype, Tensor, list[Tensor | None]]:
         """The output's dtype, and input and parameters in dtypes that the norms take together."""
@@ -80,93 +68,78 @@ class _Mixing(Kind):
         return output, x.to(wide), [t if t is None or fits else t.to(wide) for t in given]
 
 
-class Row(_Mixing):
+@dataclass(frozen=True)
+class Row(Kind):
     """LayerNorm or RMSNorm over the last dimensions, or over the channels of ``[N, C, *]``."""
 
     centered: bool
     channels: bool
+    weight: str | None  # what the parameters are called
+    bias: str | None
     weight_offset: float
-    parameters_from: tuple[str | None, str | None]  # what weight and bias are called
 
-    def normalize(self, x: Tensor) -> Tensor:
-        weight, bias = (getattr(self, name) if name else None for name in self.parameters_from)
+    def normalize(self, module: Any, x: Tensor) -> Tensor:
+        """Over as many dimensions as the weight has, or the last."""
+        weight, bias = (getattr(module, name) if name else None for name in (self.weight, self.bias))
         dtype, x, (weight, bias) = self.mixed(x, weight, bias)
         if self.channels:
             x = x.movedim(1, -1)
-        shape = x.shape[-1:] if weight is None else weight.shape
+        shape, eps = x.shape[-1:] if weight is None else weight.shape, self.eps(module)
         if self.centered:
-            x = F.layer_norm(x, shape, weight, bias, self.eps(), weight_offset=self.weight_offset)
+            x = F.layer_norm(x, shape, weight, bias, eps, weight_offset=self.weight_offset)
         else:
-            x = F.rms_norm(x, shape, weight, self.eps(), weight_offset=self.weight_offset)
+            x = F.rms_norm(x, shape, weight, eps, weight_offset=self.weight_offset)
         if self.channels:
             x = x.movedim(-1, 1)
         return x if x.dtype == dtype else x.to(dtype)
 
 
-class Frozen(_Mixing):
+@dataclass(frozen=True)
+class Frozen(Kind):
     """BatchNorm that keeps its statistics and parameters, all of them buffers."""
 
-    def normalize(self, x: Tensor) -> Tensor:
-        given = (self.running_mean, self.running_var, self.weight, self.bias)  # type: ignore[attr-defined]
+    def normalize(self, module: Any, x: Tensor) -> Tensor:
+        """By the running statistics."""
+        given = (module.running_mean, module.running_var, module.weight, module.bias)
         dtype, x, (mean, var, weight, bias) = self.mixed(x, *given)
-        x = F.batch_norm(x, mean, var, weight, bias, training=False, eps=self.eps())
+        x = F.batch_norm(x, mean, var, weight, bias, training=False, eps=self.eps(module))
         return x if x.dtype == dtype else x.to(dtype)
 
 
+@dataclass(frozen=True)
 class Inherited(Kind):
     """A norm of ``torch.nn`` that another library has written out again, computed by normext's class."""
 
-    def normalize(self, x: Tensor) -> Tensor:
-        base = namesake(self.joined_from[0])
+    def normalize(self, module: Any, x: Tensor) -> Tensor:
+        """As the class of ``torch.nn`` that the module's derives from."""
+        base = namesake(type(module))
         assert base is not None
-        return NAMESAKES[base].forward(self, x)  # type: ignore[arg-type]
+        return NAMESAKES[base].forward(module, x)
 
 
 CONSTANTS = (1e-5, 1e-6, 1e-8, 1e-12)  # epsilons that are written into a forward
 STATISTICS = {"running_mean", "running_var"}
 
 
-def candidates(module: Module) -> Iterator[tuple[type[Kind], Settings]]:
+def candidates(module: Module) -> Iterator[Kind]:
     """What the module may be, by the parameters, buffers and numbers that it has; :mod:`probe` finds out."""
     tensors = {name for name, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}
     activated = {"drop", "act"} <= module._modules.keys()
     if not activated and module._modules:
         return
-    tail = (("activated", True),) if activated else ()
-    epsilons: list[str | float] = [*(name for name, value in vars(module).items() if _is_epsilon(value)), *CONSTANTS]
+    epsilons: list[str | float] = [
+        *(name for name, value in vars(module).items() if isinstance(value, float) and 0 <= value < 0.1), *CONSTANTS
+    ]  # fmt: skip
     base = namesake(type(module))
     if base is not None and not issubclass(base, (torch.nn.LayerNorm, torch.nn.RMSNorm)):
-        yield Inherited, tail
+        yield Inherited(activated, "eps", "input")
     elif tensors >= STATISTICS and tensors <= STATISTICS | {"weight", "bias"}:
         for epsilon, output in itertools.product(epsilons, OUTPUTS):
-            yield Frozen, (*tail, ("epsilon", epsilon), ("output", output))
-    elif len(tensors) <= 2:
-        yield from _rows(tensors, epsilons, tail)
-
-
-def _rows(tensors: set[str], epsilons: list[str | float], tail: Settings) -> Iterator[tuple[type[Kind], Settings]]:
-    bias = "bias" if "bias" in tensors else None
-    weight = next(iter(tensors - {"bias"}), None)
-    if len(tensors) == 2 and not (weight and bias):
-        return
-    offsets, outputs = ((0.0, 1.0), OUTPUTS) if weight else ((0.0,), ("input",))
-    for centered, channels, epsilon, offset, output in itertools.product(
-        (False, True), (False, True), epsilons, offsets, outputs
-    ):
-        if centered or not bias:
-            yield (
-                Row,
-                (
-                    *tail,
-                    ("parameters_from", (weight, bias)),
-                    ("centered", centered),
-                    ("channels", channels),
-                    ("epsilon", epsilon),
-                    ("weight_offset", offset),
-                    ("output", output),
-                ),
-            )
-
-
-def _is_epsilon(value: Any) -> bool:
-    return isinstance(value, float) and 0 <= value < 0.1
+            yield Frozen(activated, epsilon, output)
+    elif len(tensors) < 2 or tensors == {"weight", "bias"}:
+        weight, bias = next(iter(tensors - {"bias"}), None), "bias" if "bias" in tensors else None
+        offsets = (0.0, 1.0) if weight else (0.0,)
+        for centered, channels in itertools.product((False, True), repeat=2):
+            for epsilon, offset, output in itertools.product(epsilons, offsets, OUTPUTS):
+                if centered or not bias:
+                    yield Row(activated, epsilon, output, centered, channels, weight, bias, offset)

@@ -7,8 +7,9 @@ types, with parameters of another dtype than the input's, and under autocast. It
 parameters of its own: the module's are not read, and may be on any device.
 """
 
-import copy
-from collections.abc import Iterator
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._python_dispatch import _disable_current_modes
 
-from normext.conversion.classes import joined
-from normext.conversion.kinds import candidates
+from normext.conversion.kinds import Kind, candidates
 
 SCALES = (1.0, 1e3, 1e-2, 1e-3, 1e-4, 1e-6)  # of the rows, beside epsilons from 1e-12 on
-ROUNDING = {torch.float32: (1e-4, 3e-6), torch.bfloat16: (3e-2, 3e-2), torch.float16: (5e-3, 5e-3)}
-FLOAT32, BFLOAT16, FLOAT16 = ROUNDING
+FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+EXACT, ROUNDED = (1e-4, 3e-6), (5e-2, 1e-1)  # relative and absolute tolerance: in float32, and where half types are
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Trial:
     training: bool = True
     autocast: bool = False
     gradients: bool = False
+
+    @property
+    def tolerance(self) -> tuple[float, float]:
+        """Relative and absolute."""
+        return EXACT if self.input == self.parameters == FLOAT32 and not self.autocast else ROUNDED
 
 
 TRIALS = (
@@ -49,21 +54,33 @@ TRIALS = (
 )
 
 
-def recognize(module: Module) -> type[Module] | str:
-    """The class that computes what the module does, or why there is none."""
-    cls = type(module)
-    with _disable_current_modes(), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        shapes = [shape for shape in _shapes(module) if _outcome(cls, module, TRIALS[0], shape) is not None]
+def recognize(module: Module) -> Kind | str:
+    """What the module computes, or why it is none of them."""
+    with _undisturbed():
+        forward = type(module).forward
+        shapes = [shape for shape in _shapes(module) if _outcome(forward, module, TRIALS[0], shape) is not None]
         if not shapes:
             return "it takes other inputs than a norm"
         given = [*((TRIALS[0], shape) for shape in shapes), *((trial, shapes[0]) for trial in TRIALS[1:])]
-        outcomes = [_outcome(cls, module, *circumstances) for circumstances in given]
-        for kind, settings in candidates(module):
-            converted = joined(cls, kind, settings)
-            tried = zip(given, outcomes, strict=True)
-            if all(_agree(outcome, _outcome(converted, module, *here), here[0].input) for here, outcome in tried):
-                return converted
+        outcomes = [(here, _outcome(forward, module, *here)) for here in given]
+        for kind in candidates(module):
+            if all(_agree(expected, _outcome(kind, module, *here), here[0].tolerance) for here, expected in outcomes):
+                return kind
     return "it computes something else than normext's norms"
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The caller's modes, random numbers and warnings are out of it."""
+    with (
+        _disable_current_modes(),
+        torch._C.DisableTorchFunction(),
+        torch.random.fork_rng(devices=[]),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _shapes(module: Module) -> Iterator[tuple[int, ...]]:
@@ -76,18 +93,20 @@ def _shapes(module: Module) -> Iterator[tuple[int, ...]]:
         yield (rows, tail[0], *spatial)
 
 
-def _outcome(cls: type[Module], module: Module, trial: Trial, shape: tuple[int, ...]) -> list[Tensor] | None:
-    """Everything that a forward (and a backward) gives, or None where this module takes no such input."""
-    torch.manual_seed(0)
-    twin = _twin(cls, module, trial)
+def _outcome(
+    forward: Callable[[Any, Tensor], Any], module: Module, trial: Trial, shape: tuple[int, ...]
+) -> list[Tensor] | None:
+    """Everything that a forward (and a backward) gives, or None where it takes no such input, or leaves something."""
+    torch.default_generator.manual_seed(0)
+    twin = _twin(module, trial)
     scales = torch.tensor(SCALES if trial.input == FLOAT32 and not trial.gradients else [1.0] * len(SCALES))
     x = torch.randn(shape) * scales.view(-1, *[1] * (len(shape) - 1))
     x = x.to(trial.input).requires_grad_()
     before = set(vars(twin))
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=trial.autocast):
-            y = cls.forward(twin, x)
-        if not isinstance(y, Tensor) or vars(twin).keys() != before:
+            y = forward(twin, x)
+        if not isinstance(y, Tensor) or y.shape != x.shape or vars(twin).keys() != before:
             return None
         results = [y.detach(), *(t for t in twin._buffers.values() if t is not None)]
         if trial.gradients:
@@ -98,14 +117,14 @@ def _outcome(cls: type[Module], module: Module, trial: Trial, shape: tuple[int, 
     return results
 
 
-def _twin(cls: type[Module], module: Module, trial: Trial) -> Module:
-    """A module of that class with the same attributes, parameters and buffers of the same shapes, and no hooks."""
-    twin = cls.__new__(cls)
-    state: dict[str, Any] = {**copy.copy(vars(module)), **vars(Module())}
+def _twin(module: Module, trial: Trial) -> Module:
+    """A module with the same attributes, with parameters and buffers of the same shapes, and no hooks."""
+    twin = type(module).__new__(type(module))
+    state: dict[str, Any] = {**vars(module), **vars(Module())}
     state["training"] = trial.training
     state["_parameters"] = {n: _drawn(t, trial.parameters, True) for n, t in module._parameters.items()}
     state["_buffers"] = {n: _drawn(t, trial.parameters, False) for n, t in module._buffers.items()}
-    state["_modules"] = {n: m and _twin(type(m), m, trial) for n, m in module._modules.items()}
+    state["_modules"] = {n: m and _twin(m, trial) for n, m in module._modules.items()}
     vars(twin).update(state)
     return twin
 
@@ -120,14 +139,13 @@ def _drawn(tensor: Tensor | None, dtype: torch.dtype, parameter: bool) -> Any:
     return torch.nn.Parameter(values) if parameter else values
 
 
-def _agree(expected: list[Tensor] | None, got: list[Tensor] | None, dtype: torch.dtype) -> bool:
+def _agree(expected: list[Tensor] | None, got: list[Tensor] | None, tolerance: tuple[float, float]) -> bool:
     """Whether a candidate does the same, or the module did not take this input."""
     if expected is None:
         return True
     if got is None or len(got) != len(expected):
         return False
-    rtol, atol = ROUNDING[dtype]
-    return all(
-        a.dtype == b.dtype and a.stride() == b.stride() and torch.allclose(a.float(), b.float(), rtol, atol)
+    return expected[0].stride() == got[0].stride() and all(
+        a.dtype == b.dtype and torch.allclose(a.float(), b.float(), *tolerance)
         for a, b in zip(expected, got, strict=True)
     )
