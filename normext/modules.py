@@ -39,7 +39,7 @@ class LayerNorm(_RowNorm, torch.nn.LayerNorm):
         weight_offset: added to the weight in the dtype that is computed in: 1 for weights that start at zero.
     """
 
-    __constants__ = (*torch.nn.LayerNorm.__constants__, "weight_offset")  # scripts find it in the class, too
+    __constants__ = (*torch.nn.LayerNorm.__constants__, "weight_offset")  # type: ignore[assignment]  # for scripts
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class RMSNorm(_RowNorm, torch.nn.RMSNorm):
             Gemma's.
     """
 
-    __constants__ = (*torch.nn.RMSNorm.__constants__, "weight_offset")  # scripts find it in the class, too
+    __constants__ = (*torch.nn.RMSNorm.__constants__, "weight_offset")  # type: ignore[assignment]  # for scripts
 
     def __init__(
         self,

@@ -79,12 +79,13 @@ class Row(Kind):
     weight_offset: float
 
     def normalize(self, module: Any, x: Tensor) -> Tensor:
-        """Over as many dimensions as the weight has, or the last."""
+        """Over as many dimensions as the weight has, or those it names, or the last."""
         weight, bias = (getattr(module, name) if name else None for name in (self.weight, self.bias))
         dtype, x, (weight, bias) = self.mixed(x, weight, bias)
         if self.channels:
             x = x.movedim(1, -1)
-        shape, eps = x.shape[-1:] if weight is None else weight.shape, self.eps(module)
+        named = getattr(module, "normalized_shape", x.shape[-1:])
+        shape, eps = named if weight is None else weight.shape, self.eps(module)
         if self.centered:
             x = F.layer_norm(x, shape, weight, bias, eps, weight_offset=self.weight_offset)
         else:

@@ -8,6 +8,7 @@ parameters of its own: the module's are not read, and may be on any device.
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from normext.conversion.kinds import Kind, candidates
 
 SCALES = (1.0, 1e3, 1e-2, 1e-3, 1e-4, 1e-6)  # of the rows, beside epsilons from 1e-12 on
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+LARGEST = 1 << 22  # elements of an input: no norm has so many parameters, a table of embeddings has
 EXACT, ROUNDED = (1e-4, 3e-6), (5e-2, 1e-1)  # relative and absolute tolerance: in float32, and where half types are
 
 
@@ -83,14 +85,14 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _shapes(module: Module) -> Iterator[tuple[int, ...]]:
+def _shapes(module: Module) -> list[tuple[int, ...]]:
     """Of inputs whose last dimensions, or second one, are the parameters'; the first is that of the rows' sizes."""
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    tail = next((tuple(t.shape) for t in tensors if t is not None and t.ndim > 0), (8,))
+    tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and t.ndim > 0]
+    tail = tuple(tensors[0].shape) if tensors else getattr(module, "normalized_shape", (8,))
     rows = len(SCALES)
-    yield from ((rows, *tail), (rows, 2, *tail), (rows, 2, 3, *tail))
-    for spatial in ((3,), (3, 2), (3, 2, 2)):
-        yield (rows, tail[0], *spatial)
+    shapes = [(rows, *between, *tail) for between in ((), (2,), (2, 3))]
+    shapes += [(rows, tail[0], *spatial) for spatial in ((3,), (3, 2), (3, 2, 2))]
+    return [shape for shape in shapes if max([math.prod(shape), *(t.numel() for t in tensors)]) <= LARGEST]
 
 
 def _outcome(
