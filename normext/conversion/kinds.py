@@ -74,6 +74,7 @@ class Row(Kind):
 
     centered: bool
     channels: bool
+    permuted: bool  # of channels: whether the output has them innermost in memory, or lies as the input does
     weight: str | None  # what the parameters are called
     bias: str | None
     weight_offset: float
@@ -82,6 +83,7 @@ class Row(Kind):
         """Over as many dimensions as the weight has, or those it names, or the last."""
         weight, bias = (getattr(module, name) if name else None for name in (self.weight, self.bias))
         dtype, x, (weight, bias) = self.mixed(x, weight, bias)
+        given = x
         if self.channels:
             x = x.movedim(1, -1)
         named = getattr(module, "normalized_shape", x.shape[-1:])
@@ -92,7 +94,14 @@ class Row(Kind):
             x = F.rms_norm(x, shape, weight, eps, weight_offset=self.weight_offset)
         if self.channels:
             x = x.movedim(-1, 1)
+        if self.channels and not self.permuted:
+            x = x.contiguous(memory_format=_memory_format(given))
         return x if x.dtype == dtype else x.to(dtype)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim, torch.contiguous_format)
+    return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,8 @@ def candidates(module: Module) -> Iterator[Kind]:
     elif len(tensors) < 2 or tensors == {"weight", "bias"}:
         weight, bias = next(iter(tensors - {"bias"}), None), "bias" if "bias" in tensors else None
         offsets = (0.0, 1.0) if weight else (0.0,)
-        for centered, channels in itertools.product((False, True), repeat=2):
+        over = ((False, False), (True, True), (True, False))
+        for centered, (channels, permuted) in itertools.product((False, True), over):
             for epsilon, offset, output in itertools.product(epsilons, offsets, OUTPUTS):
                 if centered or not bias:
-                    yield Row(activated, epsilon, output, centered, channels, weight, bias, offset)
+                    yield Row(activated, epsilon, output, centered, channels, permuted, weight, bias, offset)

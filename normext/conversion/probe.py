@@ -36,6 +36,7 @@ class Trial:
     training: bool = True
     autocast: bool = False
     gradients: bool = False
+    channels_last: bool = False  # where there are four dimensions
 
     @property
     def tolerance(self) -> tuple[float, float]:
@@ -47,6 +48,7 @@ TRIALS = (
     Trial(),
     Trial(training=False),
     Trial(gradients=True),
+    Trial(channels_last=True),
     Trial(BFLOAT16, BFLOAT16),
     Trial(FLOAT16, FLOAT16),
     Trial(BFLOAT16, FLOAT32),
@@ -103,6 +105,8 @@ def _outcome(
     twin = _twin(module, trial)
     scales = torch.tensor(SCALES if trial.input == FLOAT32 and not trial.gradients else [1.0] * len(SCALES))
     x = torch.randn(shape) * scales.view(-1, *[1] * (len(shape) - 1))
+    if trial.channels_last and x.ndim == 4:
+        x = x.to(memory_format=torch.channels_last)
     x = x.to(trial.input).requires_grad_()
     before = set(vars(twin))
     try:
