@@ -15,6 +15,8 @@ struct RowNormBackward;
 struct BatchNormForward;
 struct BatchNormBackward;
 struct BatchNormUpdate;
+struct GroupNormForward;
+struct GroupNormBackward;
 
 namespace cuda {
 

@@ -12,6 +12,7 @@ namespace normext::cuda {
 // of the shift: the difference is exact however far the mean is from zero.
 struct Normalize {
   static constexpr int kInputs = 1, kCoefficients = 3;  // x; center, scale, shift
+  static constexpr bool kOfVectors = false;
   template <class A>
   __device__ static A apply(const A (&in)[1], const A (&k)[3]) {
     return fma(in[0] - k[0], k[1], k[2]);
@@ -29,6 +30,7 @@ struct Normalize {
 // for deviations of 1e30.)
 struct TrainingGradient {
   static constexpr int kInputs = 2, kCoefficients = 5;  // dy, x; scale, mean, rstd, slope, level
+  static constexpr bool kOfVectors = false;
   template <class A>
   __device__ static A apply(const A (&in)[2], const A (&k)[5]) {
     return fma((in[1] - k[1]) * k[2], k[3], in[0] - k[4]) * k[0];
@@ -38,6 +40,7 @@ struct TrainingGradient {
 // dx = dy * scale
 struct EvaluationGradient {
   static constexpr int kInputs = 1, kCoefficients = 1;
+  static constexpr bool kOfVectors = false;
   template <class A>
   __device__ static A apply(const A (&in)[1], const A (&k)[1]) {
     return in[0] * k[0];

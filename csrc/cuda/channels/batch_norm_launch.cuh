@@ -46,14 +46,14 @@ void launch_map(const ChannelNormShape& shape, Run& run, const Inputs<T, Map::kI
   T* const out = static_cast<T*>(output);
   const auto by_columns = [&]<int kSize>(const Columns& columns) {
     const auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, run.device.sm_count);
-    run.launch(map_columns_kernel<T, Map, kSize, Coefficients>, {.grid = how.grid, .block = how.block}, columns,
-               how.slice_rows, inputs, out, coefficients);
+    run.launch(map_columns_kernel<T, Map, kSize, Columns, Coefficients>, {.grid = how.grid, .block = how.block},
+               columns, how.slice_rows, inputs, out, coefficients, Map{});
   };
   const auto by_planes = [&]<int kSize>(const Planes& planes) {
     const PlaneSlices slices(planes, kSize, kPlaneThreads, plane_slices(planes, run.device.sm_count));
     run.launch(map_planes_kernel<T, Map, kSize, Coefficients>,
                {.grid = grid_of(planes.channels * slices.slices), .block = kPlaneThreads}, slices, inputs, out,
-               coefficients);
+               coefficients, Map{});
   };
   const Columns columns = columns_of<T>(shape);
   const int of_columns = access_size<T>(columns.width, aligned), of_planes = access_size<T>(shape.plane, aligned);
@@ -99,8 +99,8 @@ Partials launch_sums(const ChannelNormShape& shape, Run& run, const Inputs<T, Su
       const auto pieces = static_cast<unsigned>((columns.inner.value + of_block - 2) / of_block + 1);
       const unsigned of_group = pieces * how.grid.y;
       double* const partials = run.take<double>(groups * of_group * Sum::kSums);
-      run.launch(sum_columns_kernel<T, ColumnSum, kSize, Start>, {.grid = how.grid, .block = how.block}, columns,
-                 how.slice_rows, pieces, inputs, start, partials);
+      run.launch(sum_columns_kernel<T, ColumnSum, kSize, Columns, Inputs<T, Sum::kInputs>, Start>,
+                 {.grid = how.grid, .block = how.block}, columns, how.slice_rows, pieces, inputs, start, partials);
       return Partials{partials, shape.channels, groups / shape.channels, of_group, inverse_count};
     };
     return access_size<T>(columns.width, aligned) > 1 ? launch.template operator()<kVec<T>>()

@@ -98,8 +98,30 @@ class ColumnGradients {
     return true;
   }
 
+ protected:
+  A mean_ = 0, rstd_ = 0;
+
  private:
-  A mean_ = 0, rstd_ = 0, sums_[3] = {};
+  A sums_[3] = {};
+};
+
+// The same of a norm that an activation follows, whose derivative is in g: z is what the norm gives.
+template <class T>
+class ActivatedColumnGradients : public ColumnGradients<T> {
+  using A = Compute<T>;
+
+ public:
+  static constexpr int kCoefficients = 4;  // mean, rstd, weight, bias
+
+  __device__ void start(const A (&k)[4], const A (&values)[2][ColumnGradients<T>::kTile]) {
+    ColumnGradients<T>::start({k[0], k[1]}, values);
+    weight_ = k[2];
+    bias_ = k[3];
+  }
+  __device__ A before_activation(A x) const { return fma((x - this->mean_) * this->rstd_, weight_, bias_); }
+
+ private:
+  A weight_ = 0, bias_ = 0;
 };
 
 }  // namespace normext::cuda

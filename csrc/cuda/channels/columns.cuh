@@ -21,6 +21,7 @@ class Divisor {
     factor_ = ((uint64_t{1} << (31 + log_)) + divisor - 1) / divisor;
   }
   __device__ int64_t divide(int64_t n) const { return static_cast<int64_t>((n * factor_) >> (31 + log_)); }
+  __device__ int64_t divide_any(int64_t n) const { return n <= 0x7fffffff ? divide(n) : n / value; }
 
  private:
   uint64_t factor_ = 0;
@@ -39,9 +40,22 @@ struct Columns {
   __device__ int64_t channel_of(int64_t group) const {
     return group < channels.value ? group : group - channels.divide(group) * channels.value;
   }
+
+  // Which block across block x of the grid is, and of which matrix: there is one.
+  __device__ unsigned block_across(unsigned x) const { return x; }
+  __device__ int64_t sample(unsigned) const { return 0; }
 };
 
-// Which columns and rows are a thread's, of a block that is number `block` of those across and `slice` of those down.
+// The same of every sample of a batch, one behind the other, each with channels of its own. Blocks of a sample are
+// neighbours along x.
+struct ColumnsOfSamples : Columns {
+  unsigned across;
+
+  __device__ unsigned block_across(unsigned x) const { return x % across; }
+  __device__ int64_t sample(unsigned x) const { return x / across; }
+};
+
+// Which columns and rows are a thread's, of a block that is number `block` of the grid across and `slice` down.
 // blockDim.x threads, a power of two and at most a warp, have neighbouring vectors of a row, blockDim.y neighbouring
 // rows.
 template <int kSize>
@@ -50,13 +64,14 @@ struct ColumnPlace {
   int64_t offset, step;   // in the tensor, of the thread's first vector; from there to the next
   int rows;               // of the thread, blockDim.y apart
 
-  __device__ ColumnPlace(const Columns& columns, int64_t slice_rows, unsigned block, unsigned slice)
-      : first(static_cast<int64_t>(block) * blockDim.x * kSize),
+  template <class Matrix>
+  __device__ ColumnPlace(const Matrix& columns, int64_t slice_rows, unsigned block, unsigned slice)
+      : first(static_cast<int64_t>(columns.block_across(block)) * blockDim.x * kSize),
         column(first + threadIdx.x * kSize),
         step(columns.width * blockDim.y) {
     const int64_t row = slice * slice_rows + threadIdx.y;
     const auto of_slice = static_cast<int>(min(slice_rows, columns.rows - slice * slice_rows));
-    offset = row * columns.width + column;
+    offset = (columns.sample(block) * columns.rows + row) * columns.width + column;
     rows = column < columns.width ? (of_slice + blockDim.y - 1 - threadIdx.y) / blockDim.y : 0;
   }
 };

@@ -11,17 +11,17 @@ template <class Map>
 constexpr int kMapColumnBlocks = Map::kInputs == 1 ? 3 : 2;
 
 // output = Map(inputs, k), with each column's channel's coefficients k. The last rows come first.
-template <class T, class Map, int kSize, class Coefficients>
+template <class T, class Map, int kSize, class Matrix, class Coefficients>
 __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
-    map_columns_kernel(const Columns columns, const int64_t slice_rows, const Inputs<T, Map::kInputs> inputs, T* output,
-                       const Coefficients coefficients) {
+    map_columns_kernel(const Matrix columns, const int64_t slice_rows, const Inputs<T, Map::kInputs> inputs, T* output,
+                       const Coefficients coefficients, const Map map) {
   follow();
   constexpr int kTile = 4;  // rows
   using A = Compute<T>;
   using Staged = ColumnCoefficients<A, kSize, Map::kCoefficients>;
   SHARED_ARRAY(uint4, staged, Staged::kSharedVectors);
-  const unsigned slice = gridDim.y - 1 - blockIdx.y;
-  const ColumnPlace<kSize> place(columns, slice_rows, gridDim.x - 1 - blockIdx.x, slice);
+  const unsigned slice = gridDim.y - 1 - blockIdx.y, block = gridDim.x - 1 - blockIdx.x;
+  const ColumnPlace<kSize> place(columns, slice_rows, block, slice);
   Vector<T, kSize> tile[kTile][Map::kInputs];
   const auto fetch = [&](int done) {
     const int64_t at = place.offset + done * place.step;
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
         const int64_t group = columns.group(column);
         const bool first =
             mine && slice == 0 && group < columns.channels.value && column == group * columns.inner.value;
-        coefficients(columns.channel_of(group), k, first);
+        coefficients(columns.sample(block) * columns.channels.value + columns.channel_of(group), k, first);
       });
   __syncthreads();
   A k[kSize][Map::kCoefficients];
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (done + t >= place.rows) continue;
-      map_vector<T, Map, kSize>(tile[t], output + at + t * place.step, [&](int i) -> const auto& { return k[i]; });
+      map_vector<T, kSize>(map, tile[t], output + at + t * place.step, [&](int i) -> const auto& { return k[i]; });
     }
     fetch(done + kTile);
   }

@@ -117,6 +117,7 @@ __device__ void sum_planes(PlaneWalk<kSize, kThreads> walk, const In& inputs, Su
         for (int i = 0; i < kSize; ++i) values[k][t * kSize + i] = wide[k][i];
       }
     }
+    if constexpr (requires { inputs.activation; }) sum.activate(inputs.activation, values);
     if (count == kTile)  // for the compiler, which drops the tests for each element
       sum.add(values, kTile * kSize);
     else
@@ -147,16 +148,27 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
   }
 }
 
-// output = Map(in, k(i)), for element i of a vector of each input.
-template <class T, class Map, int kSize, class K>
-__device__ void map_vector(const Vector<T, kSize> (&in)[Map::kInputs], T* output, const K& k) {
+// output = Map(in, k(i)), for element i of a vector of each input. Maps take elements one by one, or, with what they
+// know at run time only, a vector at once.
+template <class T, int kSize, class Map, class K>
+__device__ void map_vector(const Map& map, const Vector<T, kSize> (&in)[Map::kInputs], T* output, const K& k) {
   Compute<T> out[kSize];
+  if constexpr (Map::kOfVectors) {
+    Compute<T> x[Map::kInputs][kSize];
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    Compute<T> x[Map::kInputs];
+    for (int j = 0; j < Map::kInputs; ++j) {
 #pragma unroll
-    for (int j = 0; j < Map::kInputs; ++j) x[j] = in[j][i];
-    out[i] = Map::apply(x, k(i));
+      for (int i = 0; i < kSize; ++i) x[j][i] = in[j][i];
+    }
+    map.apply(x, k, out);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      Compute<T> x[Map::kInputs];
+#pragma unroll
+      for (int j = 0; j < Map::kInputs; ++j) x[j] = in[j][i];
+      out[i] = Map::apply(x, k(i));
+    }
   }
   store_vector(output, out);
 }
@@ -165,7 +177,7 @@ __device__ void map_vector(const Vector<T, kSize> (&in)[Map::kInputs], T* output
 template <class T, class Map, int kSize, class Coefficients>
 __global__ void __launch_bounds__(kPlaneThreads, 2)
     map_planes_kernel(const PlaneSlices slices, const Inputs<T, Map::kInputs> inputs, T* output,
-                      const Coefficients coefficients) {
+                      const Coefficients coefficients, const Map map) {
   follow();
   constexpr int kTile = kSize == 1 ? 8 : 4;
   using A = Compute<T>;
@@ -187,7 +199,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (t >= count) continue;
-      map_vector<T, Map, kSize>(tile[t], output + offsets[t], [&](int) -> const auto& { return k; });
+      map_vector<T, kSize>(map, tile[t], output + offsets[t], [&](int) -> const auto& { return k; });
     }
   }
 }

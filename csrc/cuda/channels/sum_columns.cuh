@@ -43,7 +43,8 @@ class ColumnTotals {
   }
 
   // partials[group][piece][slice] = the totals of the block's columns of a group; see sum_columns_kernel.
-  __device__ void store(const Columns& columns, const ColumnPlace<kSize>& place, unsigned pieces,
+  template <class Matrix>
+  __device__ void store(const Matrix& columns, const ColumnPlace<kSize>& place, unsigned pieces,
                         double* partials) const {
     __syncthreads();
     // The block's rows together, in fixed order.
@@ -58,7 +59,7 @@ class ColumnTotals {
 #pragma unroll
         for (int s = 0; s < kSums; ++s) of(s, i, threadIdx.x) = sum[s];  // nobody else has read it
       } else if (place.column + i < columns.width) {
-        put(partials, place.column + i, sum);
+        put(partials, columns.sample(blockIdx.x) * columns.width + place.column + i, sum);
       }
     }
     if constexpr (kSize > 1) {  // single columns are groups of their own: who sums planes by columns has vectors
@@ -108,14 +109,40 @@ class ColumnTotals {
 template <class Sum, int kSize>
 constexpr int kSumColumnBlocks = kSize == 1                 ? 8
                                  : Sum::kSums * kSize == 16 ? 6
+                                 : Sum::kCoefficients > 2   ? 4
                                                             : 5;
+
+// A row of a thread's columns. Where an activation follows the norm, its derivative is taken of all of them at once.
+template <class T, class Sum, class In, int kSize>
+__device__ void add_row(const In& inputs, const Vector<T, kSize> (&row)[Sum::kInputs], Sum (&sums)[kSize]) {
+  using A = Compute<T>;
+  if constexpr (requires { inputs.activation; }) {
+    A z[kSize], g[kSize];
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      z[i] = sums[i].before_activation(row[1][i]);
+      g[i] = row[0][i];
+    }
+    inputs.activation.differentiate(z, g);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) sums[i].add({g[i], row[1][i]});
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      A values[Sum::kInputs];
+#pragma unroll
+      for (int j = 0; j < Sum::kInputs; ++j) values[j] = row[j][i];
+      sums[i].add(values);
+    }
+  }
+}
 
 // partials[group][piece][slice] = the sums over slice blockIdx.y of the rows, and over those columns of a group that a
 // block has: the group's pieces are those blocks, one after the other.
-template <class T, class Sum, int kSize, class Coefficients>
+template <class T, class Sum, int kSize, class Matrix, class In, class Coefficients>
 __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize>)
-    sum_columns_kernel(const Columns columns, const int64_t slice_rows, const unsigned pieces,
-                       const Inputs<T, Sum::kInputs> inputs, const Coefficients coefficients, double* partials) {
+    sum_columns_kernel(const Matrix columns, const int64_t slice_rows, const unsigned pieces, const In inputs,
+                       const Coefficients coefficients, double* partials) {
   follow();
   constexpr int kTile = Sum::kTile, kSums = Sum::kSums, kBetween = kRowsBetween<T, kTile>;
   using A = Compute<T>;
@@ -140,10 +167,11 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
 
   fetch();  // on its way with the coefficients
   Staged stage(staged);
-  stage.template fetch<kSumColumnThreads>(place.first, columns.width,
-                                          [&](int64_t column, A(&k)[Sum::kCoefficients], bool) {
-                                            coefficients(columns.channel_of(columns.group(column)), k);
-                                          });
+  stage.template fetch<kSumColumnThreads>(
+      place.first, columns.width, [&](int64_t column, A(&k)[Sum::kCoefficients], bool) {
+        const int64_t channel = columns.channel_of(columns.group(column));
+        coefficients(columns.sample(blockIdx.x) * columns.channels.value + channel, k);
+      });
   totals.clear();
   __syncthreads();
   Sum sums[kSize];
@@ -172,13 +200,7 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (done + t >= place.rows) continue;
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        A values[Sum::kInputs];
-#pragma unroll
-        for (int j = 0; j < Sum::kInputs; ++j) values[j] = tile[t][j][i];
-        sums[i].add(values);
-      }
+      add_row<T>(inputs, tile[t], sums);
     }
     done += kTile;
     fetch();

@@ -20,6 +20,17 @@ __device__ void warp_sum(A (&values)[kCount]) {
   }
 }
 
+// The same over `lanes` of them, which is known at run time only.
+template <class A, int kCount>
+__device__ void warp_sum_of(A (&values)[kCount], int lanes) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    if (offset >= lanes) continue;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) values[k] += __shfl_xor_sync(0xffffffffu, values[k], offset);
+  }
+}
+
 // Sums over the lanes of a warp that are a multiple of `stride` apart, a power of two.
 template <class A, int kCount>
 __device__ void strided_warp_sum(A (&values)[kCount], int stride) {

@@ -156,9 +156,36 @@ class GradientSums {
     for (int k = 0; k < 3; ++k) out[k] = sums_[k];
   }
 
- private:
+ protected:
   A mean_ = 0, rstd_ = 0;
+
+ private:
   double sums_[3] = {};
+};
+
+// The same of a norm that an activation follows: dy becomes g by its derivative.
+template <class A>
+class ActivatedGradientSums : public GradientSums<A> {
+ public:
+  static constexpr int kCoefficients = 4;  // mean, rstd, weight, bias
+
+  __device__ void start(const A (&k)[4]) {
+    GradientSums<A>::start({k[0], k[1]});
+    weight_ = k[2];
+    bias_ = k[3];
+  }
+
+  template <class Activation, int kSize>
+  __device__ void activate(const Activation& activation, A (&in)[2][kSize]) const {
+    A z[kSize];
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) z[i] = fma((in[1][i] - this->mean_) * this->rstd_, weight_, bias_);
+    activation.differentiate(z, in[0]);
+  }
+  __device__ void totals(const A (&)[4], double (&out)[3]) const { GradientSums<A>::totals({}, out); }
+
+ private:
+  A weight_ = 0, bias_ = 0;
 };
 
 // The sum of g * xhat, for xhat = x * rstd.
