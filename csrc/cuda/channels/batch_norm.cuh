@@ -1,5 +1,6 @@
 // batch_norm.cuh -- what BatchNorm's kernels compute for one channel, and for one element of it.
 #pragma once
+#include "cuda/channels/activated.cuh"
 #include "cuda/channels/planes.cuh"
 #include "cuda/elements/parameters.cuh"
 #include "cuda/elements/partials.cuh"
@@ -12,7 +13,7 @@ namespace normext::cuda {
 // of the shift: the difference is exact however far the mean is from zero.
 struct Normalize {
   static constexpr int kInputs = 1, kCoefficients = 3;  // x; center, scale, shift
-  static constexpr bool kOfVectors = false;
+  static constexpr bool kOfVectors = false, kOptional = false;
   template <class A>
   __device__ static A apply(const A (&in)[1], const A (&k)[3]) {
     return fma(in[0] - k[0], k[1], k[2]);
@@ -30,7 +31,7 @@ struct Normalize {
 // for deviations of 1e30.)
 struct TrainingGradient {
   static constexpr int kInputs = 2, kCoefficients = 5;  // dy, x; scale, mean, rstd, slope, level
-  static constexpr bool kOfVectors = false;
+  static constexpr bool kOfVectors = false, kOptional = false;
   template <class A>
   __device__ static A apply(const A (&in)[2], const A (&k)[5]) {
     return fma((in[1] - k[1]) * k[2], k[3], in[0] - k[4]) * k[0];
@@ -40,7 +41,7 @@ struct TrainingGradient {
 // dx = dy * scale
 struct EvaluationGradient {
   static constexpr int kInputs = 1, kCoefficients = 1;
-  static constexpr bool kOfVectors = false;
+  static constexpr bool kOfVectors = false, kOptional = false;
   template <class A>
   __device__ static A apply(const A (&in)[1], const A (&k)[1]) {
     return in[0] * k[0];
@@ -122,6 +123,51 @@ struct EvaluationGradientCoefficients {
   __device__ void operator()(int64_t channel, Compute<T> (&k)[1], bool) const {
     k[0] = static_cast<Compute<T>>(static_cast<double>(static_cast<const Compute<T>*>(op.rstd)[channel]) *
                                    parameter<T>(op.weight, op.param_dtype, channel, 1));
+  }
+};
+
+// ------------------------------------------------------------------------------------------------ activation, residual
+// In training as they have been stored, in evaluation from the running statistics.
+template <class T>
+struct ActivatedCoefficients {
+  EvaluationCoefficients<T> evaluation;
+  StoredCoefficients<Compute<T>, 3> stored;
+
+  __device__ void operator()(int64_t channel, Compute<T> (&k)[3], bool first) const {
+    if (evaluation.op.running_mean)
+      evaluation(channel, k, first);
+    else
+      stored(channel, k, first);
+  }
+};
+
+// What an activation is taken of.
+template <class T>
+struct ActivatedStart {
+  BatchNormBackward op;
+
+  __device__ void operator()(int64_t channel, Compute<T> (&k)[4]) const {
+    k[0] = static_cast<const Compute<T>*>(op.mean)[channel];
+    k[1] = static_cast<const Compute<T>*>(op.rstd)[channel];
+    k[2] = affine<T>(op.weight, op.param_dtype, channel, 1);
+    k[3] = affine<T>(op.bias, op.param_dtype, channel, 0);
+  }
+};
+
+// Nothing is to be corrected in evaluation, where there are no stored coefficients: those of TrainingGradient.
+template <class T>
+struct ActivatedGradientCoefficients {
+  ActivatedStart<T> start;
+  StoredCoefficients<Compute<T>, 5> stored;
+
+  __device__ void operator()(int64_t channel, Compute<T> (&k)[6], bool first) const {
+    Compute<T> of_start[4], of_sums[5] = {};
+    start(channel, of_start);
+    if (start.op.training) stored(channel, of_sums, first);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) k[i] = of_start[i];
+    k[4] = of_start[2] * of_sums[3];
+    k[5] = of_start[2] * of_sums[4];
   }
 };
 

@@ -41,19 +41,19 @@ constexpr int64_t kShortPlane = 1024;
 constexpr int64_t kFewSamples = kMapColumnThreads / kWarpSize;
 
 template <class T, class Map, class Coefficients>
-void launch_map(const ChannelNormShape& shape, Run& run, const Inputs<T, Map::kInputs>& inputs, void* output,
-                const Coefficients& coefficients, bool aligned) {
+void launch_map(const ChannelNormShape& shape, Run& run, const InputsOf<T, Map>& inputs, void* output,
+                const Coefficients& coefficients, bool aligned, const Map& map = {}) {
   T* const out = static_cast<T*>(output);
   const auto by_columns = [&]<int kSize>(const Columns& columns) {
     const auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, run.device.sm_count);
     run.launch(map_columns_kernel<T, Map, kSize, Columns, Coefficients>, {.grid = how.grid, .block = how.block},
-               columns, how.slice_rows, inputs, out, coefficients, Map{});
+               columns, how.slice_rows, inputs, out, coefficients, map);
   };
   const auto by_planes = [&]<int kSize>(const Planes& planes) {
     const PlaneSlices slices(planes, kSize, kPlaneThreads, plane_slices(planes, run.device.sm_count));
     run.launch(map_planes_kernel<T, Map, kSize, Coefficients>,
                {.grid = grid_of(planes.channels * slices.slices), .block = kPlaneThreads}, slices, inputs, out,
-               coefficients, Map{});
+               coefficients, map);
   };
   const Columns columns = columns_of<T>(shape);
   const int of_columns = access_size<T>(columns.width, aligned), of_planes = access_size<T>(shape.plane, aligned);
@@ -85,9 +85,8 @@ bool sums_by_columns(const ChannelNormShape& shape, bool aligned, int sm_count) 
          access_size<T>(shape.plane, aligned) == 1 && access_size<T>(sample, aligned) > 1;
 }
 
-template <class T, class Sum, class ColumnSum, class Start>
-Partials launch_sums(const ChannelNormShape& shape, Run& run, const Inputs<T, Sum::kInputs>& inputs, const Start& start,
-                     bool aligned) {
+template <class T, class Sum, class ColumnSum, class In, class Start>
+Partials launch_sums(const ChannelNormShape& shape, Run& run, const In& inputs, const Start& start, bool aligned) {
   const double inverse_count = 1 / static_cast<double>(shape.batch * shape.plane);
   if (sums_by_columns<T>(shape, aligned, run.device.sm_count)) {
     const Columns columns = columns_of<T>(shape);
@@ -99,8 +98,8 @@ Partials launch_sums(const ChannelNormShape& shape, Run& run, const Inputs<T, Su
       const auto pieces = static_cast<unsigned>((columns.inner.value + of_block - 2) / of_block + 1);
       const unsigned of_group = pieces * how.grid.y;
       double* const partials = run.take<double>(groups * of_group * Sum::kSums);
-      run.launch(sum_columns_kernel<T, ColumnSum, kSize, Columns, Inputs<T, Sum::kInputs>, Start>,
-                 {.grid = how.grid, .block = how.block}, columns, how.slice_rows, pieces, inputs, start, partials);
+      run.launch(sum_columns_kernel<T, ColumnSum, kSize, Columns, In, Start>, {.grid = how.grid, .block = how.block},
+                 columns, how.slice_rows, pieces, inputs, start, partials);
       return Partials{partials, shape.channels, groups / shape.channels, of_group, inverse_count};
     };
     return access_size<T>(columns.width, aligned) > 1 ? launch.template operator()<kVec<T>>()
@@ -110,7 +109,7 @@ Partials launch_sums(const ChannelNormShape& shape, Run& run, const Inputs<T, Su
   const unsigned slices = plane_slices(planes, run.device.sm_count);
   double* const partials = run.take<double>(planes.channels * slices * Sum::kSums);
   const auto launch = [&]<int kSize>() {
-    run.launch(sum_planes_kernel<T, Sum, kSize, Inputs<T, Sum::kInputs>, Start>,
+    run.launch(sum_planes_kernel<T, Sum, kSize, In, Start>,
                {.grid = grid_of(planes.channels * slices), .block = kPlaneThreads},
                PlaneSlices(planes, kSize, kPlaneThreads, slices), inputs, start, partials);
   };
@@ -203,9 +202,36 @@ struct ForwardOnChip {
   }
 };
 
+// Stores the statistics of the batch, and the coefficients that follow from them.
+template <class T>
+StoredCoefficients<Compute<T>, 3> launch_statistics(const BatchNormForward& op, Run& run, bool aligned) {
+  using A = Compute<T>;
+  const Inputs<T, 1> inputs{{static_cast<const T*>(op.input)}};
+  const StoredCoefficients<A, 3> coefficients{run.take<A>(op.shape.channels * 3)};
+  Shift<T> shift{inputs.arrays[0], nullptr, channels_innermost(op.shape) ? 1 : op.shape.plane};
+  // float64 has nothing wider to be summed in: once more, about the mean.
+  for (int pass = 0; pass < (std::is_same_v<T, double> ? 2 : 1); ++pass) {
+    const Partials partials = launch_sums<T, MomentSums<A>, ColumnMoments<T>>(op.shape, run, inputs, shift, aligned);
+    run.launch(finish_forward_kernel<T>, finish_launch(op.shape.channels), op, partials, shift, coefficients);
+    shift.mean = static_cast<const A*>(op.mean);
+  }
+  return coefficients;
+}
+
+// Sums as ever, and the rest in one map, also in evaluation.
+template <class T>
+void activated_forward(const BatchNormForward& op, Run& run) {
+  using A = Compute<T>;
+  const bool aligned = is_aligned(op.input, op.residual, op.output);
+  ActivatedCoefficients<T> coefficients{{op}, {}};
+  if (!op.running_mean) coefficients.stored = launch_statistics<T>(op, run, aligned);
+  launch_map<T>(op.shape, run, {{static_cast<const T*>(op.input), static_cast<const T*>(op.residual)}}, op.output,
+                coefficients, aligned, ActivatedNormalize<A, 2>{Activate<A>(op.activation)});
+}
+
 template <class T>
 void batch_norm_forward(const BatchNormForward& op, Run& run) {
-  using A = Compute<T>;
+  if (op.residual || op.activation.kind != Activation::Kind::none) return activated_forward<T>(op, run);
   const bool aligned = is_aligned(op.input, op.output);
   const Inputs<T, 1> inputs{{static_cast<const T*>(op.input)}};
   if (op.running_mean)
@@ -215,15 +241,7 @@ void batch_norm_forward(const BatchNormForward& op, Run& run) {
   const OnChip how =
       sums_by_columns<T>(op.shape, aligned, run.device.sm_count) ? OnChip{} : on_chip<T>(op.shape, run.device, size, 1);
   if (how.cluster) return launch_on_chip<T, ForwardOnChip<T>>(op, run, how, size, 1);
-
-  const StoredCoefficients<A, 3> coefficients{run.take<A>(op.shape.channels * 3)};
-  Shift<T> shift{inputs.arrays[0], nullptr, channels_innermost(op.shape) ? 1 : op.shape.plane};
-  // float64 has nothing wider to be summed in: once more, about the mean.
-  for (int pass = 0; pass < (std::is_same_v<T, double> ? 2 : 1); ++pass) {
-    const Partials partials = launch_sums<T, MomentSums<A>, ColumnMoments<T>>(op.shape, run, inputs, shift, aligned);
-    run.launch(finish_forward_kernel<T>, finish_launch(op.shape.channels), op, partials, shift, coefficients);
-    shift.mean = static_cast<const A*>(op.mean);
-  }
+  const auto coefficients = launch_statistics<T>(op, run, aligned);
   launch_map<T, Normalize>(op.shape, run, inputs, op.output, coefficients, aligned);
 }
 
@@ -237,7 +255,27 @@ struct BackwardOnChip {
 };
 
 template <class T>
+void activated_backward(const BatchNormBackward& op, Run& run) {
+  using A = Compute<T>;
+  const bool aligned = is_aligned(op.grad_output, op.input, op.residual, op.grad_input, op.grad_residual);
+  const ActivatedInputs<T, 3> inputs{
+      {{static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input), static_cast<const T*>(op.residual)}},
+      Activate<A>(op.activation)};
+  const ActivatedStart<T> start{op};
+  const StoredCoefficients<A, 5> coefficients{run.take<A>(op.shape.channels * 5)};
+  if ((op.training && op.grad_input) || op.grad_weight || op.grad_bias) {
+    const Partials partials = launch_sums<T, ActivatedGradientSums<A, 3>, ActivatedColumnGradients<T, 3>>(
+        op.shape, run, inputs, start, aligned);
+    run.launch(finish_backward_kernel<T>, finish_launch(op.shape.channels), op, partials, coefficients);
+  }
+  if (!op.grad_input && !op.grad_residual) return;
+  launch_map<T>(op.shape, run, inputs, op.grad_input, ActivatedGradientCoefficients<T>{start, coefficients}, aligned,
+                ActivatedGradients<T>{{inputs.activation}, static_cast<T*>(op.grad_residual)});
+}
+
+template <class T>
 void batch_norm_backward(const BatchNormBackward& op, Run& run) {
+  if (op.activation.kind != Activation::Kind::none) return activated_backward<T>(op, run);
   using A = Compute<T>;
   const bool aligned = is_aligned(op.grad_output, op.input, op.grad_input);
   const T *dy = static_cast<const T*>(op.grad_output), *x = static_cast<const T*>(op.input);

@@ -105,19 +105,20 @@ class ColumnGradients {
   A sums_[3] = {};
 };
 
-// The same of a norm that an activation follows, whose derivative is in g: z is what the norm gives.
-template <class T>
+// The same of a norm that an activation follows: see ActivatedGradientSums.
+template <class T, int kArrays>
 class ActivatedColumnGradients : public ColumnGradients<T> {
   using A = Compute<T>;
 
  public:
-  static constexpr int kCoefficients = 4;  // mean, rstd, weight, bias
+  static constexpr int kInputs = kArrays, kCoefficients = 4;  // dy, x, residual; mean, rstd, weight, bias
 
-  __device__ void start(const A (&k)[4], const A (&values)[2][ColumnGradients<T>::kTile]) {
-    ColumnGradients<T>::start({k[0], k[1]}, values);
+  __device__ void start(const A (&k)[4], const A (&)[kArrays][ColumnGradients<T>::kTile]) {
+    ColumnGradients<T>::start({k[0], k[1]}, {});
     weight_ = k[2];
     bias_ = k[3];
   }
+  // What the norm makes of x.
   __device__ A before_activation(A x) const { return fma((x - this->mean_) * this->rstd_, weight_, bias_); }
 
  private:

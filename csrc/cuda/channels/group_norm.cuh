@@ -10,10 +10,10 @@
 // Here "channel" is one of all samples' together: sample * channels + channel of the sample. How a channel's values are
 // added up depends on nothing but the sample's shape and the GPU, so that a sample's results depend on it alone.
 #pragma once
+#include "cuda/channels/activated.cuh"
 #include "cuda/channels/batch_norm.cuh"
 #include "cuda/channels/columns.cuh"
 #include "cuda/channels/planes.cuh"
-#include "cuda/elements/activation.cuh"
 #include "cuda/elements/parameters.cuh"
 #include "cuda/elements/partials.cuh"
 #include "ops/channel_norm.h"
@@ -35,55 +35,6 @@ struct Groups {
   __device__ int64_t first_channel(int64_t group) const {
     return (group - groups.divide_any(group) * groups.value) * per_group.value;
   }
-};
-
-template <class T>
-__device__ Compute<T> affine(const void* parameters, DType dtype, int64_t channel, double otherwise) {
-  return static_cast<Compute<T>>(parameter<T>(parameters, dtype, channel, otherwise));
-}
-
-// ------------------------------------------------------------------------------------------------ elements
-// y = activation((x - center) * scale + shift): see Normalize.
-template <class A>
-struct ActivatedNormalize {
-  static constexpr int kInputs = 1, kCoefficients = 3;  // x; center, scale, shift
-  static constexpr bool kOfVectors = true;
-  Activate<A> activation;
-
-  template <int kSize, class K>
-  __device__ void apply(const A (&x)[1][kSize], const K& k, A (&y)[kSize]) const {
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) y[i] = fma(x[0][i] - k(i)[0], k(i)[1], k(i)[2]);
-    activation.apply(y);
-  }
-};
-
-// dx = (g * weight - level + xhat * slope) * rstd, with g = dy * activation'(xhat * weight + bias).
-template <class A>
-struct ActivatedGradient {
-  static constexpr int kInputs = 2, kCoefficients = 6;  // dy, x; mean, rstd, weight, bias, slope, level
-  static constexpr bool kOfVectors = true;
-  Activate<A> activation;
-
-  template <int kSize, class K>
-  __device__ void apply(const A (&in)[2][kSize], const K& k, A (&dx)[kSize]) const {
-    A xhat[kSize], z[kSize], g[kSize];
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      xhat[i] = (in[1][i] - k(i)[0]) * k(i)[1];
-      z[i] = fma(xhat[i], k(i)[2], k(i)[3]);
-      g[i] = in[0][i];
-    }
-    activation.differentiate(z, g);
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) dx[i] = fma(xhat[i], k(i)[4], fma(g[i], k(i)[2], -k(i)[5])) * k(i)[1];
-  }
-};
-
-// What the sums backward read where an activation follows.
-template <class T>
-struct ActivatedInputs : Inputs<T, 2> {
-  Activate<Compute<T>> activation;
 };
 
 // ------------------------------------------------------------------------------------------------ what sums start from

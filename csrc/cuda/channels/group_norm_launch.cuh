@@ -18,8 +18,7 @@ inline Planes planes_of_samples(const ChannelNormShape& shape) {
 constexpr int kSamplesAtOnce = 4;
 constexpr int64_t kSliceVectors = 16 * kPlaneThreads;  // of a plane: four tiles for each thread
 
-template <class T>
-ChannelNormShape sample_of(const ChannelNormShape& shape) {
+inline ChannelNormShape sample_of(const ChannelNormShape& shape) {
   return {1, shape.channels, shape.plane, shape.channels_last};
 }
 template <class Launched>
@@ -28,13 +27,13 @@ ColumnsOfSamples columns_of_samples(const Columns& columns, const Launched& how)
 }
 
 // ------------------------------------------------------------------------------------------------ sums
-// Sums per sample and channel. `from` has what they start from.
+// Sums per sample and channel.
 template <class T, class Sum, class ColumnSum, class In, class Start>
 ChannelPartials launch_channel_sums(const ChannelNormShape& shape, const Groups& groups, Run& run, const In& inputs,
                                     const Start& start, bool aligned) {
   const double inverse_count = 1 / static_cast<double>(shape.plane * groups.per_group.value);
   if (in_columns(shape)) {
-    const Columns columns = columns_of<T>(sample_of<T>(shape));
+    const Columns columns = columns_of<T>(sample_of(shape));
     const auto launch = [&]<int kSize>() {
       auto how = column_launch(columns, kSize, kSumColumnThreads, ColumnSum::kTile, kSumColumnBlocks<ColumnSum, kSize>,
                                std::max(1, run.device.sm_count / kSamplesAtOnce));
@@ -64,10 +63,10 @@ ChannelPartials launch_channel_sums(const ChannelNormShape& shape, const Groups&
 
 // ------------------------------------------------------------------------------------------------ elementwise
 template <class T, class Map, class Coefficients>
-void launch_group_map(const ChannelNormShape& shape, Run& run, const Inputs<T, Map::kInputs>& inputs, void* output,
+void launch_group_map(const ChannelNormShape& shape, Run& run, const InputsOf<T, Map>& inputs, void* output,
                       const Coefficients& coefficients, const Map& map, bool aligned) {
   T* const out = static_cast<T*>(output);
-  const Columns columns = columns_of<T>(sample_of<T>(shape));
+  const Columns columns = columns_of<T>(sample_of(shape));
   const auto by_columns = [&]<int kSize>() {
     const auto share = static_cast<int>(std::max<int64_t>(1, run.device.sm_count / shape.batch));
     auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, share);
@@ -189,7 +188,7 @@ void group_norm_forward(const GroupNormForward& op, Run& run) {
   }
   launch_group_map(shape, run, inputs, op.output,
                    GroupCoefficients<T>{statistics, op.weight, op.bias, op.param_dtype, groups},
-                   ActivatedNormalize<A>{Activate<A>(op.activation)}, aligned);
+                   ActivatedNormalize<A, 1>{Activate<A>(op.activation)}, aligned);
 }
 
 // ------------------------------------------------------------------------------------------------ backward
@@ -200,8 +199,8 @@ ChannelPartials launch_gradient_sums(const GroupNormBackward& op, const Groups& 
   const GroupSaved<T> saved(op, groups);
   if (op.activation.kind == Activation::Kind::none)
     return launch_channel_sums<T, GradientSums<A>, ColumnGradients<T>>(op.shape, groups, run, inputs, saved, aligned);
-  return launch_channel_sums<T, ActivatedGradientSums<A>, ActivatedColumnGradients<T>>(
-      op.shape, groups, run, ActivatedInputs<T>{inputs, Activate<A>(op.activation)}, saved, aligned);
+  return launch_channel_sums<T, ActivatedGradientSums<A, 2>, ActivatedColumnGradients<T, 2>>(
+      op.shape, groups, run, ActivatedInputs<T, 2>{inputs, Activate<A>(op.activation)}, saved, aligned);
 }
 
 template <class T>
@@ -222,7 +221,7 @@ void group_norm_backward(const GroupNormBackward& op, Run& run) {
   if (op.grad_input)
     launch_group_map(shape, run, inputs, op.grad_input,
                      GroupGradientCoefficients<T>{GroupSaved<T>(op, groups), gradients},
-                     ActivatedGradient<A>{Activate<A>(op.activation)}, aligned);
+                     ActivatedGradient<A, 2>{Activate<A>(op.activation)}, aligned);
   if (op.grad_weight || op.grad_bias) launch_group_parameters<T>(op, run, partials, gradients);
 }
 

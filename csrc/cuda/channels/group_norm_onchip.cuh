@@ -167,7 +167,7 @@ template <class T, int kSize, class Stashed>
 __device__ void sum_piece(const Stashed& stash, int begin, int end, int step, const Compute<T> (&k)[4],
                           const Activate<Compute<T>>& activation, double (&sums)[3]) {
   using A = Compute<T>;
-  ActivatedColumnGradients<T> sum;
+  ActivatedColumnGradients<T, 2> sum;
   sum.start(k, {});
   for (int v = begin; v < end; v += step) {
     A in[2][kSize], z[kSize];
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, kGroupBlocks<T, kThreads>)
     to[1] = g_xhat;
   }
 
-  const ActivatedGradient<A> map{activation};
+  const ActivatedGradient<A, 2> map{activation};
   T* const grad_input = static_cast<T*>(op.grad_input) + start;
   A k[6] = {mean, rstd, 1, 0, static_cast<A>(gradient.slope), static_cast<A>(gradient.level)};
   for (int v = threadIdx.x; v < share.vectors(); v += kThreads) {

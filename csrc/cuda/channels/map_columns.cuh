@@ -13,10 +13,10 @@ constexpr int kMapColumnBlocks = Map::kInputs == 1 ? 3 : 2;
 // output = Map(inputs, k), with each column's channel's coefficients k. The last rows come first.
 template <class T, class Map, int kSize, class Matrix, class Coefficients>
 __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
-    map_columns_kernel(const Matrix columns, const int64_t slice_rows, const Inputs<T, Map::kInputs> inputs, T* output,
+    map_columns_kernel(const Matrix columns, const int64_t slice_rows, const InputsOf<T, Map> inputs, T* output,
                        const Coefficients coefficients, const Map map) {
   follow();
-  constexpr int kTile = 4;  // rows
+  constexpr int kTile = Map::kInputs < 3 ? 4 : 2;  // rows
   using A = Compute<T>;
   using Staged = ColumnCoefficients<A, kSize, Map::kCoefficients>;
   SHARED_ARRAY(uint4, staged, Staged::kSharedVectors);
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kMapColumnThreads, kMapColumnBlocks<Map>)
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (done + t >= place.rows) continue;
-      map_vector<T, kSize>(map, tile[t], output + at + t * place.step, [&](int i) -> const auto& { return k[i]; });
+      map_vector<T, kSize>(map, tile[t], output, at + t * place.step, [&](int i) -> const auto& { return k[i]; });
     }
     fetch(done + kTile);
   }

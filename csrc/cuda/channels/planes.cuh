@@ -68,16 +68,16 @@ class PlaneWalk {
   int64_t in_plane_, start_;
 };
 
-// What a sum or a map reads: one array, or two. First a tile of vectors is fetched, so that all its loads are on their
-// way, then they are widened.
-template <class T, int kCount>
+// What a sum or a map reads: one array or several, of which the last may be null, for zeros, if that is `optional`.
+// First a tile of vectors is fetched, so that all its loads are on their way, then they are widened.
+template <class T, int kCount, bool kOptional = false>
 struct Inputs {
   const T* arrays[kCount];
 
   template <class V>
   __device__ void fetch(int64_t offset, V (&out)[kCount]) const {
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) out[k] = V::load(arrays[k] + offset);
+    for (int k = 0; k < kCount; ++k) out[k] = is_there(k) ? V::load(arrays[k] + offset) : V{};
   }
   template <class V, int kSize>
   __device__ void widen(const V (&in)[kCount], int64_t, Compute<T> (&out)[kCount][kSize]) const {
@@ -87,12 +87,17 @@ struct Inputs {
       for (int i = 0; i < kSize; ++i) out[k][i] = in[k][i];
     }
   }
+
+ private:
+  __device__ bool is_there(int k) const { return !kOptional || k + 1 < kCount || arrays[k]; }
 };
+template <class T, class Map>
+using InputsOf = Inputs<T, Map::kInputs, Map::kOptional>;
 
 // One block's share of a channel's sums. keep(vectors) gets what has been fetched, in the walk's order.
 template <class T, class Sum, int kSize, int kThreads, class In, class Keep>
 __device__ void sum_planes(PlaneWalk<kSize, kThreads> walk, const In& inputs, Sum& sum, const Keep& keep) {
-  constexpr int kTile = kSize == 1 ? 8 : 4, kInputs = Sum::kInputs;  // vectors
+  constexpr int kInputs = Sum::kInputs, kTile = kSize == 1 ? 8 : kInputs < 3 ? 4 : 2;  // vectors
   using A = Compute<T>;
   while (walk.left() > 0) {
     Vector<T, kSize> tile[kTile][kInputs] = {};
@@ -148,10 +153,11 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
   }
 }
 
-// output = Map(in, k(i)), for element i of a vector of each input. Maps take elements one by one, or, with what they
-// know at run time only, a vector at once.
+// output[offset] = Map(in, k(i)), for element i of a vector of each input. Maps take elements one by one, or, with what
+// they know at run time only, a vector at once, of which they may store something beside.
 template <class T, int kSize, class Map, class K>
-__device__ void map_vector(const Map& map, const Vector<T, kSize> (&in)[Map::kInputs], T* output, const K& k) {
+__device__ void map_vector(const Map& map, const Vector<T, kSize> (&in)[Map::kInputs], T* output, int64_t offset,
+                           const K& k) {
   Compute<T> out[kSize];
   if constexpr (Map::kOfVectors) {
     Compute<T> x[Map::kInputs][kSize];
@@ -161,6 +167,10 @@ __device__ void map_vector(const Map& map, const Vector<T, kSize> (&in)[Map::kIn
       for (int i = 0; i < kSize; ++i) x[j][i] = in[j][i];
     }
     map.apply(x, k, out);
+    if constexpr (requires { map.beside; }) {
+      if (map.beside) store_vector(map.beside + offset, x[0]);
+      if (!output) return;
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
@@ -170,16 +180,16 @@ __device__ void map_vector(const Map& map, const Vector<T, kSize> (&in)[Map::kIn
       out[i] = Map::apply(x, k(i));
     }
   }
-  store_vector(output, out);
+  store_vector(output + offset, out);
 }
 
 // output = Map(inputs, k), with a channel's coefficients k. The last slices come first: the sums have just read them.
 template <class T, class Map, int kSize, class Coefficients>
 __global__ void __launch_bounds__(kPlaneThreads, 2)
-    map_planes_kernel(const PlaneSlices slices, const Inputs<T, Map::kInputs> inputs, T* output,
+    map_planes_kernel(const PlaneSlices slices, const InputsOf<T, Map> inputs, T* output,
                       const Coefficients coefficients, const Map map) {
   follow();
-  constexpr int kTile = kSize == 1 ? 8 : 4;
+  constexpr int kTile = kSize == 1 ? 8 : Map::kInputs < 3 ? 4 : 2;
   using A = Compute<T>;
   const unsigned block = gridDim.x - 1 - blockIdx.x, channel = block / slices.slices, slice = block % slices.slices;
   A k[Map::kCoefficients];
@@ -199,7 +209,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       if (t >= count) continue;
-      map_vector<T, kSize>(map, tile[t], output + offsets[t], [&](int) -> const auto& { return k; });
+      map_vector<T, kSize>(map, tile[t], output, offsets[t], [&](int) -> const auto& { return k; });
     }
   }
 }

@@ -121,6 +121,7 @@ __device__ void add_row(const In& inputs, const Vector<T, kSize> (&row)[Sum::kIn
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       z[i] = sums[i].before_activation(row[1][i]);
+      if constexpr (Sum::kInputs > 2) z[i] += row[2][i];
       g[i] = row[0][i];
     }
     inputs.activation.differentiate(z, g);

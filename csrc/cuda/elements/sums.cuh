@@ -163,11 +163,12 @@ class GradientSums {
   double sums_[3] = {};
 };
 
-// The same of a norm that an activation follows: dy becomes g by its derivative.
-template <class A>
+// The same of a norm that an activation follows, perhaps with a residual added before it: dy becomes g by its
+// derivative.
+template <class A, int kArrays>
 class ActivatedGradientSums : public GradientSums<A> {
  public:
-  static constexpr int kCoefficients = 4;  // mean, rstd, weight, bias
+  static constexpr int kInputs = kArrays, kCoefficients = 4;  // dy, x, residual; mean, rstd, weight, bias
 
   __device__ void start(const A (&k)[4]) {
     GradientSums<A>::start({k[0], k[1]});
@@ -176,11 +177,25 @@ class ActivatedGradientSums : public GradientSums<A> {
   }
 
   template <class Activation, int kSize>
-  __device__ void activate(const Activation& activation, A (&in)[2][kSize]) const {
+  __device__ void activate(const Activation& activation, A (&in)[kArrays][kSize]) const {
     A z[kSize];
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) z[i] = fma((in[1][i] - this->mean_) * this->rstd_, weight_, bias_);
+    for (int i = 0; i < kSize; ++i) {
+      z[i] = fma((in[1][i] - this->mean_) * this->rstd_, weight_, bias_);
+      if constexpr (kArrays > 2) z[i] += in[2][i];
+    }
     activation.differentiate(z, in[0]);
+  }
+
+  template <int kSize>
+  __device__ void add(const A (&in)[kArrays][kSize], int count) {
+    A g_and_x[2][kSize];
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      g_and_x[0][i] = in[0][i];
+      g_and_x[1][i] = in[1][i];
+    }
+    GradientSums<A>::add(g_and_x, count);
   }
   __device__ void totals(const A (&)[4], double (&out)[3]) const { GradientSums<A>::totals({}, out); }
 
