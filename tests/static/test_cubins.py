@@ -77,11 +77,15 @@ class Shape:
         self.access = int(arguments[2 if self.is_tiled else 1]) if self.is_tiled or self.is_onchip else 1
         if self.is_onchip:
             self.inputs = 2 if "backward" in self.name else 1
+        elif self.function.startswith("Activated"):  # an activation, which a residual may come before, said by a number
+            self.inputs = 3 if self.function.startswith("ActivatedGradients<") else int(self.function[-2])
         else:
             two = ("GradientSums", "UncenteredGradientSums", "ColumnGradients", "TrainingGradient")
             self.inputs = 2 if self.function.startswith(two) else 1
         # Moments take two, gradients three; those of rows that are not centered one.
-        self.sums = 1 if self.function.startswith(("SquareSums", "UncenteredGradientSums")) else self.inputs + 1
+        self.sums = 1 if self.function.startswith(("SquareSums", "UncenteredGradientSums")) else min(self.inputs, 2) + 1
+        self.is_group = self.name.startswith("group_norm")
+        self.copies = self.name == "group_norm_backward_onchip_kernel"  # to shared memory, past the registers
         self.parameters = 2 if self.centered else 1  # a row's: weight and bias, or the weight
         self.statistics = 2 if self.centered else 1  # mean and rstd, or rstd
         self.row_sums = 3 if self.centered else 1  # forward: the mean's, then two; backward: all at once
@@ -95,7 +99,7 @@ class Shape:
             return int(arguments[2])
         if self.name == "sum_partials_kernel":
             return 512
-        return 128 if re.match("finish|update|sum_columns", self.name) else 256
+        return 128 if re.match("finish|update|sum_columns|group_norm_(finish|parameters)", self.name) else 256
 
 
 # -------------------------------------------------------------------------------------------------- rules
@@ -151,13 +155,17 @@ def planned_blocks(shape: Shape, architecture: str) -> int:
         return (1024 if shape.vectors <= 2 or shape.lanes * shape.vectors >= 2048 else 768) // shape.threads
     if shape.name == "row_norm_backward_kernel":
         return {1: 768, 2: 512, 3: 384}[shape.vectors] // shape.threads  # kBackwardBlocks: its grid is that many
+    if shape.is_group and shape.is_onchip:  # kGroupBlocks
+        return {32: 16, 128: 5, 256: 2, 512: 1}[shape.threads]
     if shape.is_onchip:  # kOnChipBlocks
         return {128: 5, 256: 2 if architecture == "sm_100" or shape.dtype == "half" else 3, 512: 1}[shape.threads]
     if shape.name == "sum_columns_kernel":
-        return 8 if shape.access == 1 else 6 if shape.sums * shape.access == 16 else 5  # kSumColumnBlocks
+        if shape.access > 1 and shape.function.startswith("Activated"):  # kSumColumnBlocks
+            return 4 if shape.inputs == 2 else 3
+        return 8 if shape.access == 1 else 6 if shape.sums * shape.access == 16 else 5
     if shape.name == "map_columns_kernel":
         return 3 if shape.inputs == 1 else 2  # kMapColumnBlocks
-    if shape.name.startswith("finish_"):
+    if re.match("finish_|group_norm_(finish|parameters)", shape.name):
         return 4  # kFinishBlocks
     return 2
 
@@ -204,7 +212,7 @@ class Accesses:
             self.stores, self.narrow_stores = 1 + shape.parameters * wide, (1 + shape.parameters) * vector
         elif shape.is_onchip:
             self.of_channels(shape)
-            self.loads, self.stores = 4 * shape.inputs, 1
+            self.loads, self.stores = 2 if shape.copies else 4 * shape.inputs, 1
         elif shape.name == "sum_columns_kernel":
             self.loads = 8
             # Where a column's sums start from, of two columns a thread: two values, or chosen from; as often as the
@@ -212,15 +220,20 @@ class Accesses:
             self.narrow_loads = 2 * 2 * 4 + 1
             self.narrow_stores = math.inf  # sums alone, in loops that the compiler may unroll
         elif shape.name == "sum_planes_kernel":
-            self.loads, self.narrow_loads, self.narrow_stores = 4 * shape.inputs, 2, shape.sums
+            self.loads, self.narrow_stores = self.tile(shape) * shape.inputs, shape.sums
+            self.narrow_loads = 2 if shape.coefficients.startswith(("Shift", "Saved", "Origin")) else math.inf
         elif shape.is_tiled:
             self.of_channels(shape)
-            self.loads, self.stores = 4 * shape.inputs, 4
+            self.loads, self.stores = self.tile(shape) * shape.inputs, self.tile(shape)
             if shape.name == "map_columns_kernel":  # a column a thread
                 # The compiler doubles the code of those that are written as well, as often as it likes.
                 doubled = math.inf if shape.coefficients.startswith("Evaluation") else 1
                 self.narrow_loads *= doubled
                 self.narrow_stores *= doubled if self.narrow_stores else 1
+
+    def tile(self, shape: Shape) -> int:
+        """Vectors of each input that are on their way together."""
+        return 4 if shape.inputs < 3 else 2
 
     def of_channels(self, shape: Shape) -> None:
         """A channel's parameters and statistics; half types have parameters of two dtypes."""
@@ -229,6 +242,9 @@ class Accesses:
             self.narrow_loads, self.narrow_stores = parameter * 3, 3  # the shift, weight, bias; mean, rstd, var
         elif shape.name == "batch_norm_backward_onchip_kernel":
             self.narrow_loads, self.narrow_stores = 2 * 2 + parameter, 2 * parameter  # mean, rstd: twice
+        elif shape.is_group or shape.coefficients.startswith(("Activated", "Group")):
+            # Parameters and statistics, of two layouts and dtypes, in loops that the compiler doubles as it likes.
+            self.narrow_loads = self.narrow_stores = math.inf
         elif shape.coefficients.startswith("StoredCoefficients"):
             self.narrow_loads = int(shape.coefficients[-2])
         elif shape.coefficients.startswith("EvaluationCoefficients"):
@@ -258,7 +274,7 @@ def data_moves_by_vectors(kernel: Kernel, _: str) -> Iterator[str]:
 def stashes_are_of_vectors(kernel: Kernel, _: str) -> Iterator[str]:
     """Of shared memory: what is stashed by vectors; what blocks exchange for their sums is narrower."""
     shape = Shape(kernel)
-    if not shape.is_onchip or shape.access == 1:
+    if not shape.is_onchip or shape.access == 1 or shape.copies:
         return
     sums = (2 if shape.dtype == "double" and shape.inputs == 1 else 1) * shape.sums  # a second pass
     exchange = sums * (2 if shape.cluster else 1)
@@ -283,8 +299,8 @@ def loads_are_batched(kernel: Kernel, _: str) -> Iterator[str]:
         planned = 2 * shape.vectors
     elif shape.is_long:
         planned = 2 if "backward" in shape.name else 1
-    elif shape.access > 1:
-        planned = 8 if shape.name == "sum_columns_kernel" else 4 * shape.inputs
+    elif shape.access > 1 and not shape.copies:
+        planned = 8 if shape.name == "sum_columns_kernel" else 4 * min(shape.inputs, 2)
     else:
         return
     if (found := kernel.loads_on_the_way()) < planned * 3 / 4:
@@ -303,6 +319,8 @@ def expected_shuffles(shape: Shape) -> int:
         return values * 2 * (int(math.log2(shape.threads)) + (3 if shape.cluster else 0))
     if shape.name == "sum_columns_kernel":
         return shape.sums * 2 * 5 if shape.access > 1 else 0  # over the columns of a channel; a single one is all of it
+    if re.match("group_norm_(finish|parameters)", shape.name):
+        return (3 if "backward" in shape.name else 2) * 2 * 7
     if shape.name.startswith("finish_"):
         values = (3 if "backward" in shape.name else 2) if shape.centered else 1
         return values * 2 * 5
@@ -322,7 +340,9 @@ def sums_go_through_shuffles(kernel: Kernel, _: str) -> Iterator[str]:
 def barriers_where_blocks_share(kernel: Kernel, _: str) -> Iterator[str]:
     """The kernels of rows always have them: parameters in shared memory."""
     shape = Shape(kernel)
-    always = "row_norm|map_columns|sum_(planes|columns|partials)"
+    always = "row_norm|map_columns|sum_(planes|columns|partials)|group_norm_(finish|parameters)"
+    if shape.threads == 32:  # a warp, which needs none: the compiler may leave them in
+        return
     if shape.is_onchip or re.match(always, shape.name):
         yield from at_least(kernel, 1, "barriers", BARRIER)
     else:
@@ -340,7 +360,7 @@ def clusters_meet_and_read_each_other(kernel: Kernel, architecture: str) -> Iter
 
 
 # Never behind another kernel of their op.
-FIRST = r"row_norm_forward_kernel|batch_norm_(forward|backward)_onchip_kernel|update_kernel"
+FIRST = r"row_norm_forward_kernel|(batch|group)_norm_(forward|backward)_onchip_kernel|update_kernel"
 
 
 @rule

@@ -109,8 +109,9 @@ class ColumnTotals {
 template <class Sum, int kSize>
 constexpr int kSumColumnBlocks = kSize == 1                 ? 8
                                  : Sum::kSums * kSize == 16 ? 6
-                                 : Sum::kCoefficients > 2   ? 4
-                                                            : 5;
+                                 : Sum::kCoefficients == 2  ? 5
+                                 : Sum::kInputs == 2        ? 4
+                                                            : 3;
 
 // A row of a thread's columns. Where an activation follows the norm, its derivative is taken of all of them at once.
 template <class T, class Sum, class In, int kSize>
