@@ -23,13 +23,12 @@ constexpr GroupLaunch kGroupLaunches[] = {
     {128 << 10, 256, 4, "the same"},
     {592 << 10, 256, 8, "74 KB a block: three of them share an SM"},
     {1280 << 10, 512, 8, "160 KB a block, one on an SM: still a reading less than two passes"},
-    {112 << 10, 256, 1, "no clusters: two blocks on an SM"},
-    {160 << 10, 512, 1, "no clusters: one block on an SM"}};
+    {160 << 10, 256, 1, "no clusters: one block on an SM, or two"}};
 // Elements one by one, where planes are no multiple of a vector or arrays are not aligned: fewer kernels to build.
 constexpr GroupLaunch kGroupLaunchesUnaligned[] = {{2 << 10, 32, 1, "a warp a plane of 7 x 7"},
                                                    {32 << 10, 256, 1, "see above"},
                                                    {592 << 10, 256, 8, "see above"},
-                                                   {112 << 10, 256, 1, "no clusters: two blocks on an SM"}};
+                                                   {160 << 10, 256, 1, "no clusters"}};
 
 template <bool kVectors>
 constexpr const auto& group_launches() {
