@@ -29,5 +29,7 @@ EVERY_ISA(RowNormBackward)
 EVERY_ISA(BatchNormForward)
 EVERY_ISA(BatchNormBackward)
 EVERY_ISA(BatchNormUpdate)
+EVERY_ISA(GroupNormForward)
+EVERY_ISA(GroupNormBackward)
 
 }  // namespace normext::cpu

@@ -217,7 +217,7 @@ class Accesses:
             self.loads = 8
             # Where a column's sums start from, of two columns a thread: two values, or chosen from; as often as the
             # compiler doubles the code. And elements that are counted again.
-            self.narrow_loads = 2 * 2 * 4 + 1
+            self.narrow_loads = math.inf if shape.function.startswith("Activated") else 2 * 2 * 4 + 1
             self.narrow_stores = math.inf  # sums alone, in loops that the compiler may unroll
         elif shape.name == "sum_planes_kernel":
             self.loads, self.narrow_stores = self.tile(shape) * shape.inputs, shape.sums
@@ -300,7 +300,8 @@ def loads_are_batched(kernel: Kernel, _: str) -> Iterator[str]:
     elif shape.is_long:
         planned = 2 if "backward" in shape.name else 1
     elif shape.access > 1 and not shape.copies:
-        planned = 8 if shape.name == "sum_columns_kernel" else 4 * min(shape.inputs, 2)
+        # A third input is there or not: it is asked for behind a branch.
+        planned = 8 if shape.name == "sum_columns_kernel" else 4 * shape.inputs if shape.inputs < 3 else 4
     else:
         return
     if (found := kernel.loads_on_the_way()) < planned * 3 / 4:
