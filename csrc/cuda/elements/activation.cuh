@@ -8,22 +8,34 @@
 
 namespace normext::cuda {
 
-__device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
-__device__ inline double quotient(double a, double b) { return a / b; }
+// 1 / (1 + exp(-z)) and what is missing from it to 1, both as exact where they are small as where they are not. The
+// divisor is between 1 and 2, for which the fast division is as good as any.
+template <class A>
+struct Sigmoid {
+  A value, rest;
+
+  __device__ explicit Sigmoid(A z) {
+    const A e = exp(-fabs(z)), large = quotient(A(1), 1 + e), small = e * large;
+    value = z < 0 ? small : large;
+    rest = z < 0 ? large : small;
+  }
+
+ private:
+  __device__ static float quotient(float a, float b) { return __fdividef(a, b); }
+  __device__ static double quotient(double a, double b) { return a / b; }
+};
 
 template <class A>
 class Activate {
  public:
   explicit Activate(const Activation& activation) : kind_(activation.kind), slope_(static_cast<A>(activation.slope)) {}
 
-  __device__ bool is_none() const { return kind_ == Activation::Kind::none; }
-
   // z becomes activation(z).
   template <int kSize>
   __device__ void apply(A (&z)[kSize]) const {
     if (kind_ == Activation::Kind::silu) {
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) z[i] = quotient(z[i], 1 + exp(-z[i]));
+      for (int i = 0; i < kSize; ++i) z[i] *= Sigmoid<A>(z[i]).value;
     } else if (kind_ == Activation::Kind::leaky_relu) {
 #pragma unroll
       for (int i = 0; i < kSize; ++i) z[i] = z[i] < 0 ? below_zero(z[i]) : z[i];
@@ -36,8 +48,8 @@ class Activate {
     if (kind_ == Activation::Kind::silu) {
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
-        const A s = quotient(A(1), 1 + exp(-z[i]));
-        g[i] *= s * fma(z[i], 1 - s, A(1));
+        const Sigmoid<A> s(z[i]);
+        g[i] *= s.value * fma(z[i], s.rest, A(1));
       }
     } else if (kind_ == Activation::Kind::leaky_relu) {
 #pragma unroll
