@@ -395,7 +395,6 @@ def parametrized() -> nn.Module:
         (parametrized, "it is parametrized"),
         (lambda: torch.jit.script(nn.LayerNorm(16)), "it is scripted"),
         (lambda: nn.LayerNorm(16, dtype=torch.complex64), "weight is complex64"),
-        (lambda: nn.LazyBatchNorm2d(), "it is lazy"),
         (lambda: nn.LocalResponseNorm(2), "normext has no such norm"),
         (lambda: GatedRMSNorm(16), "its forward takes more than a tensor: gate"),
         *(

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.jit import ScriptModule
 from torch.nn import Module
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from normext import _C
@@ -200,8 +199,6 @@ def _new_class(module: Module) -> type[Module] | str:
     base = namesake(cls)
     if base is not None and not _overrides(cls):
         return NAMESAKES.get(cls) or joined(cls)
-    if isinstance(module, LazyModuleMixin):
-        return "it is lazy: convert after its first forward"
     if cls.__module__.startswith("torch.") or (base is None and isinstance(module, TORCHS)):
         return "normext has no such norm"
     if base is not None and cls.__module__.split(".")[0] not in LIBRARIES:

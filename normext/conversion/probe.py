@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._python_dispatch import _disable_current_modes
 
+from normext.conversion.classes import joined
 from normext.conversion.kinds import Kind, candidates
 
 SCALES = (1.0, 1e3, 1e-2, 1e-3, 1e-4, 1e-6)  # of the rows, beside epsilons from 1e-12 on
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 LARGEST = 1 << 22  # elements of an input: no norm has so many parameters, a table of embeddings has
-EXACT, ROUNDED = (1e-4, 3e-6), (5e-2, 1e-1)  # relative and absolute tolerance: in float32, and where half types are
+EXACT, DERIVED, ROUNDED = (1e-4, 3e-6), (1e-3, 1e-4), (5e-2, 1e-1)  # relative and absolute: gradients, half types
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Trial:
     @property
     def tolerance(self) -> tuple[float, float]:
         """Relative and absolute."""
-        return EXACT if self.input == self.parameters == FLOAT32 and not self.autocast else ROUNDED
+        if self.autocast or not self.input == self.parameters == FLOAT32:
+            return ROUNDED
+        return DERIVED if self.gradients else EXACT
 
 
 TRIALS = (
@@ -61,14 +64,19 @@ TRIALS = (
 def recognize(module: Module) -> Kind | str:
     """What the module computes, or why it is none of them."""
     with _undisturbed():
-        forward = type(module).forward
-        shapes = [shape for shape in _shapes(module) if _outcome(forward, module, TRIALS[0], shape) is not None]
+        cls = type(module)
+        shapes = [
+            shape for shape in _shapes(module) if _outcome(cls, cls.forward, module, TRIALS[0], shape) is not None
+        ]
         if not shapes:
             return "it takes other inputs than a norm"
-        given = [*((TRIALS[0], shape) for shape in shapes), *((trial, shapes[0]) for trial in TRIALS[1:])]
-        outcomes = [(here, _outcome(forward, module, *here)) for here in given]
+        usual = next((shape for shape in shapes if len(shape) == 4), shapes[-1])
+        given = [*((TRIALS[0], shape) for shape in shapes), *((trial, usual) for trial in TRIALS[1:])]
+        outcomes = [(here, _outcome(cls, cls.forward, module, *here)) for here in given]
+        converted = joined(cls)
         for kind in candidates(module):
-            if all(_agree(expected, _outcome(kind, module, *here), here[0].tolerance) for here, expected in outcomes):
+            tried = ((expected, _outcome(converted, kind, module, *here), here[0]) for here, expected in outcomes)
+            if all(_agree(expected, got, trial.tolerance) for expected, got, trial in tried):
                 return kind
     return "it computes something else than normext's norms"
 
@@ -98,11 +106,11 @@ def _shapes(module: Module) -> list[tuple[int, ...]]:
 
 
 def _outcome(
-    forward: Callable[[Any, Tensor], Any], module: Module, trial: Trial, shape: tuple[int, ...]
+    cls: type[Module], forward: Callable[[Any, Tensor], Any], module: Module, trial: Trial, shape: tuple[int, ...]
 ) -> list[Tensor] | None:
-    """Everything that a forward (and a backward) gives, or None where it takes no such input, or leaves something."""
+    """All that forward (and backward) of a twin give, or None where it takes no such input, or leaves something."""
     torch.default_generator.manual_seed(0)
-    twin = _twin(module, trial)
+    twin = _twin(cls, module, trial)
     scales = torch.tensor(SCALES if trial.input == FLOAT32 and not trial.gradients else [1.0] * len(SCALES))
     x = torch.randn(shape) * scales.view(-1, *[1] * (len(shape) - 1))
     if trial.channels_last and x.ndim == 4:
@@ -123,14 +131,14 @@ def _outcome(
     return results
 
 
-def _twin(module: Module, trial: Trial) -> Module:
-    """A module with the same attributes, with parameters and buffers of the same shapes, and no hooks."""
-    twin = type(module).__new__(type(module))
+def _twin(cls: type[Module], module: Module, trial: Trial) -> Module:
+    """A module of that class with the same attributes, with parameters and buffers of the same shapes, and no hooks."""
+    twin = cls.__new__(cls)
     state: dict[str, Any] = {**vars(module), **vars(Module())}
     state["training"] = trial.training
     state["_parameters"] = {n: _drawn(t, trial.parameters, True) for n, t in module._parameters.items()}
     state["_buffers"] = {n: _drawn(t, trial.parameters, False) for n, t in module._buffers.items()}
-    state["_modules"] = {n: m and _twin(m, trial) for n, m in module._modules.items()}
+    state["_modules"] = {n: m and _twin(type(m), m, trial) for n, m in module._modules.items()}
     vars(twin).update(state)
     return twin
 
