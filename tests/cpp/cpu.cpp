@@ -56,6 +56,7 @@ constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
 
 }  // namespace
 
+const bool kTakesRowKinds = true;
 const int64_t kLarge = kElementsPerThread;
 
 const std::vector<Setting>& settings(int64_t elements) {

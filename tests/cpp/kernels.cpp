@@ -4,103 +4,16 @@
 // nothing.
 //
 // That it finds what it is for was tried with planted faults: see test_sanitizers.py.
-#include <array>
-#include <cstdio>
-#include <optional>
-#include <random>
 #include <sstream>
-#include <string>
 
-#include "backend.h"
-#include "oracle.h"
+#include "checks.h"
+#include "row_kinds.h"
 
 // There in a program with sanitizers only.
 extern "C" [[gnu::weak]] void __sanitizer_set_death_callback(void (*callback)());
 
 namespace normext::test {
 namespace {
-
-constexpr double kEps = 1e-5;
-
-struct DTypes {
-  DType data, param;
-  const char* name;
-};
-constexpr DTypes kDTypes[] = {
-    {DType::float64, DType::float64, "float64"},    {DType::float32, DType::float32, "float32"},
-    {DType::bfloat16, DType::bfloat16, "bfloat16"}, {DType::bfloat16, DType::float32, "bfloat16, float32 parameters"},
-    {DType::float16, DType::float16, "float16"},    {DType::float16, DType::float32, "float16, float32 parameters"}};
-
-// ------------------------------------------------------------------------------------------------ running and checking
-std::string only;     // settings with this in their name; all of them if empty
-std::string current;  // the case and the run, for reports: the sanitizers' know only the code
-int64_t runs = 0, wrong = 0;
-
-void print_current() { std::fprintf(stderr, "while running %s\n", current.c_str()); }
-
-// Runs the op under every setting asked for; check() looks at the results of each.
-template <class Op, class Forget, class Check>
-void run_everywhere(const std::string& what, int64_t elements, const Op& op, const Forget& forget, const Check& check) {
-  for (const Setting& setting : settings(elements)) {
-    if (setting.name.find(only) == std::string::npos) continue;
-    current = what + ", " + setting.name;
-    setting.apply();
-    forget();
-    run(op);
-    check();
-    ++runs;
-  }
-}
-
-constexpr double kHalfOverflow = 65520;  // from here on float16 rounds to infinity
-
-// `compute` is the dtype that the kernel computes in: sums of it may be off by a few units of what was added up.
-void compare(const char* name, const Buffer& got, const Expected& want, DType compute) {
-  const double sums = compute == DType::float64 ? 64 : 8;  // float64 has nothing wider to merge partial sums in
-  const double least = got.dtype() == DType::float16 ? 0x1p-25 : 0;  // subnormal numbers round absolutely
-  for (int64_t i = 0; i < got.size(); ++i) {
-    const double tolerance =
-        1.01 * unit(got.dtype()) * std::fabs(want.value[i]) + sums * unit(compute) * want.size[i] + least;
-    if (std::isnan(want.value[i]) || std::fabs(got[i] - want.value[i]) <= tolerance) continue;
-    const bool overflows = got.dtype() == DType::float16 && std::fabs(want.value[i]) + tolerance >= kHalfOverflow;
-    if (overflows && got[i] == std::copysign(INFINITY, want.value[i])) continue;
-    if (++wrong <= 20) {
-      std::fprintf(stderr, "%s: %s[%lld] is %.17g, not %.17g within %.3g\n", current.c_str(), name,
-                   static_cast<long long>(i), got[i], want.value[i], tolerance);
-    }
-    return;
-  }
-}
-
-// ------------------------------------------------------------------------------------------------ arrays
-// One case's arrays, which begin where their allocations do, or `shifted` by one element.
-class Arrays {
- public:
-  Arrays(int64_t number, bool shifted) : shifted_(shifted), random_(number) {}
-
-  Buffer out(DType dtype, int64_t size) const { return Buffer(dtype, size, shifted_); }
-  Buffer in(DType dtype, int64_t size, double low, double high) {
-    Buffer buffer(dtype, size, shifted_);
-    std::uniform_real_distribution<double> uniform(low, high);
-    for (int64_t i = 0; i < size; ++i) buffer.set(i, uniform(random_));
-    return buffer;
-  }
-  Buffer copy(DType dtype, const std::vector<double>& values) const {
-    Buffer buffer(dtype, static_cast<int64_t>(values.size()), shifted_);
-    for (int64_t i = 0; i < buffer.size(); ++i) buffer.set(i, values[i]);
-    return buffer;
-  }
-
- private:
-  bool shifted_;
-  std::mt19937_64 random_;
-};
-
-void* data(const std::optional<Buffer>& buffer) { return buffer ? buffer->data() : nullptr; }
-const Buffer* pointer(const std::optional<Buffer>& buffer) { return buffer ? &*buffer : nullptr; }
-void forget(std::optional<Buffer>& buffer) {
-  if (buffer) buffer->forget();
-}
 
 // What a caller may ask of the backward. Nobody asks for the gradient of a weight that is not there.
 struct Wanted {
@@ -123,8 +36,6 @@ constexpr Affine kAffine[] = {{true, true, true, "weight and bias"},
                               {true, false, false, "weight"},
                               {false, true, false, "bias"},
                               {false, false, true, "neither weight nor bias"}};
-
-int64_t cases = 0;
 
 // Calls f(entry, arrays) for the entries of a table that a case of that many elements gets: large cases with both
 // alignments, the others with one, in turn.
@@ -246,14 +157,17 @@ void test_row_norm_forward(const RowNorm& norm, int64_t rows, int64_t columns, c
                norm.weight_offset,
                [&](auto* input, auto* weight, auto* bias, auto*, auto*, auto* output, auto* mean, auto* rstd, auto*) {
                  return RowNormForward{.input = input,
+                                       .residual = nullptr,
                                        .weight = weight,
                                        .bias = bias,
                                        .output = output,
+                                       .sum = nullptr,
                                        .mean = axes.centered ? mean : nullptr,
                                        .rstd = rstd,
                                        .rows = rows,
                                        .columns = columns,
                                        .input_strides = {rows, 0, columns},
+                                       .residual_strides = {rows, 0, columns},
                                        .lines = {rows, columns, columns},
                                        .eps = kEps,
                                        .weight_offset = weight ? norm.weight_offset : 0,
@@ -276,11 +190,13 @@ void test_row_norm(const RowNorm& norm, const RowNormShape& shape) {
                   [&](auto* grad_output, auto* input, auto* mean, auto* rstd, auto* weight, auto* grad_input,
                       auto* grad_weight, auto* grad_bias) {
                     return RowNormBackward{.grad_output = grad_output,
+                                           .grad_sum = nullptr,
                                            .input = input,
                                            .mean = axes.centered ? mean : nullptr,
                                            .rstd = rstd,
                                            .weight = weight,
                                            .grad_input = grad_input,
+                                           .grad_residual = nullptr,
                                            .grad_weight = grad_weight,
                                            .grad_bias = grad_bias,
                                            .rows = rows,
@@ -423,6 +339,7 @@ int main(int argc, char** argv) {
   if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(print_current);
   for (const auto& shape : row_norm_shapes())
     for (const auto& norm : kRowNorms) test_row_norm(norm, shape);
+  if (kTakesRowKinds) test_row_kinds();
   for (const auto& shape : batch_norm_shapes()) test_batch_norm(shape);
   test_far_ranges();
   for (const int64_t channels : {1, 3, 4, 7, 8, 9, 15, 16, 17, 33, 65, 257, 8193}) {

@@ -2,7 +2,7 @@
 //
 // Element i of the input belongs to the statistics of group i / group_stride % groups and to the weight and bias of
 // index i / affine_stride % affines. For row norms a group is a row and the index a column; for BatchNorm both are
-// the channel.
+// the channel. There may be several lines of weight and bias, one after another, each for its share of the elements.
 #pragma once
 #include <cmath>
 #include <vector>
@@ -14,8 +14,11 @@ namespace normext::test {
 struct Axes {
   int64_t elements, groups, group_stride, affines, affine_stride;
   bool centered = true;  // else zero stands in the place of the mean
+  int64_t lines = 1;     // the affines are those of all lines
   int64_t group(int64_t i) const { return i / group_stride % groups; }
-  int64_t affine(int64_t i) const { return i / affine_stride % affines; }
+  int64_t affine(int64_t i) const {
+    return i / (elements / lines) * (affines / lines) + i / affine_stride % (affines / lines);
+  }
 };
 
 // A right value, and the size of what was added up to reach it, which is what rounding errors are in proportion to.
@@ -79,8 +82,10 @@ struct Gradients {
 };
 
 // `through_statistics`: the mean and deviation depend on the input, as they do but in BatchNorm's evaluation.
+// grad_sum is added to the input's gradient.
 inline Gradients backward(const Axes& axes, const Buffer& grad_output, const Buffer& input, const Buffer& mean,
-                          const Buffer& rstd, const Buffer* weight, double weight_offset, bool through_statistics) {
+                          const Buffer& rstd, const Buffer* weight, double weight_offset, bool through_statistics,
+                          const Buffer* grad_sum = nullptr) {
   struct Element {
     double dy, g, xhat, size;  // size: of the numbers that xhat is a difference of
   };
@@ -117,6 +122,8 @@ inline Gradients backward(const Axes& axes, const Buffer& grad_output, const Buf
     } else {
       out.input.set(i, r * e.g, r * std::fabs(e.g));
     }
+    out.input.value[i] += at(grad_sum, i, 0);
+    out.input.size[i] += std::fabs(at(grad_sum, i, 0));
   }
   return out;
 }

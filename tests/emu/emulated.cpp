@@ -39,6 +39,7 @@ std::vector<Setting> make_settings(bool large) {
 
 }  // namespace
 
+const bool kTakesRowKinds = false;
 const int64_t kLarge = 4000;
 
 const std::vector<Setting>& settings(int64_t elements) {
