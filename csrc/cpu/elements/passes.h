@@ -201,6 +201,19 @@ inline bool whole_lines(const void* first, int64_t row_bytes) {
   return (reinterpret_cast<uintptr_t>(first) | static_cast<uintptr_t>(row_bytes)) % 64 == 0;
 }
 
+// A run of `count` elements from the cache past the caches; what shares a line with others is stored.
+template <class T>
+void stream_run(const T* from, T* out, int64_t count) {
+  const auto bytes = reinterpret_cast<const char*>(from);
+  const auto to = reinterpret_cast<char*>(out);
+  const int64_t size = count * static_cast<int64_t>(sizeof(T));
+  const int64_t head = std::min(size, before_line(to));
+  const int64_t lines_end = head + (size - head) / 64 * 64;
+  memcpy(to, bytes, head);
+  stream_bytes(bytes + head, to + head, lines_end - head);
+  memcpy(to + lines_end, bytes + lines_end, size - lines_end);
+}
+
 // Rows so short that the cache lines they share with their neighbours are many are mapped into a stage first, which
 // stays in the first-level cache, and streamed from there together.
 constexpr int64_t kStagedRow = 2048;  // bytes
@@ -213,16 +226,7 @@ struct Stage {
   static constexpr int64_t kSize = 8 * kStagedRow / sizeof(T);
   alignas(64) T at[kSize];
 
-  void stream_to(T* out, int64_t count) const {
-    const auto bytes = reinterpret_cast<const char*>(at);
-    const auto to = reinterpret_cast<char*>(out);
-    const int64_t size = count * static_cast<int64_t>(sizeof(T));
-    const int64_t head = std::min(size, before_line(to));
-    const int64_t lines_end = head + (size - head) / 64 * 64;
-    memcpy(to, bytes, head);
-    stream_bytes(bytes + head, to + head, lines_end - head);
-    memcpy(to + lines_end, bytes + lines_end, size - lines_end);
-  }
+  void stream_to(T* out, int64_t count) const { stream_run(at, out, count); }
 };
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -12,90 +12,79 @@ inline bool widen_once(int64_t rows, int64_t columns) {
   return rows >= 16 && 2 * columns * static_cast<int64_t>(sizeof(float)) <= kFirstLevel / 2;
 }
 
-// Numbers of the type that is computed in, in the place of parameters.
-template <class S>
-class Widened {
- public:
-  Widened(int64_t columns, int arrays) : columns_(columns), numbers_(columns * arrays) {}
-
-  S* array(int i) const { return numbers_ + i * columns_; }
-  template <class P>
-  const void* load(const void* parameters, int i, double offset = 0) const {
-    if (!parameters) return nullptr;
-    load_array(static_cast<const P*>(parameters), columns_, S{0}, array(i));
-    if (offset != 0)
-      for (int64_t c = 0; c < columns_; ++c) array(i)[c] += static_cast<S>(offset);
-    return array(i);
-  }
-  template <class P>
-  void store(int i, void* gradient) const {
-    store_array(array(i), columns_, static_cast<P*>(gradient));
-  }
-
- private:
-  int64_t columns_;
-  Scratch<S> numbers_;
-};
-
 template <class P, class Op>
 bool should_widen(const Op& op) {
   return op.weight_offset != 0 || (sizeof(P) == 2 && widen_once(op.rows, op.columns));
 }
 
-template <class T, class P>
-void forward(const RowNormForward& op, int threads) {
-  if (should_widen<P>(op)) {
-    const Widened<Scalar<T>> widened(op.columns, 2);
-    RowNormForward wide = op;
-    wide.weight = widened.template load<P>(op.weight, 0, op.weight_offset);
-    wide.bias = widened.template load<P>(op.bias, 1);
-    wide.weight_offset = 0;
-    return forward<T, Scalar<T>>(wide, threads);
-  }
-  op.statistics == RowStatistics::centered ? NormalizedRows<T, P, Centered<T>>(op).run(threads)
-                                           : NormalizedRows<T, P, Uncentered<T>>(op).run(threads);
-}
+// Whether there are kernels for X and P. To the others parameters are widened.
+template <class X, class P>
+constexpr bool kAreKernels = std::is_same_v<P, X> || std::is_same_v<P, Scalar<X>>;
 
-template <class T, class P, class Statistics>
-void backward(const RowNormBackward& op, const T* input_weight, int threads) {
-  const bool streams = should_stream(3 * op.rows * op.columns * static_cast<int64_t>(sizeof(T)), threads, false);
-  const RowGradients<T, P, Statistics> gradients(op, input_weight);
-  streams ? gradients.template run<true>(threads) : gradients.template run<false>(threads);
+// X is sum_dtype. Lines of parameters are widened by the threads that use them.
+template <class X, class P>
+void forward(const RowNormForward& op, int threads) {
+  using S = Scalar<X>;
+  if constexpr (!std::is_same_v<P, S>)
+    if (has_lines(op)) return forward<X, S>(op, threads);
+  if (!has_lines(op) && (!kAreKernels<X, P> || should_widen<P>(op))) {
+    const Widened<S> widened(op.param_dtype, op.columns, 2);
+    RowNormForward wide = op;
+    wide.weight = widened.load(0, op.weight, 0, op.weight_offset);
+    wide.bias = widened.load(1, op.bias);
+    wide.weight_offset = 0;
+    return forward<X, S>(wide, threads);
+  }
+  if constexpr (kAreKernels<X, P>)
+    op.statistics == RowStatistics::centered ? ForwardWork<X, P, Centered<X>>(op, threads).run(threads)
+                                             : ForwardWork<X, P, Uncentered<X>>(op, threads).run(threads);
 }
 
 // input_weight is the weight in the input's dtype, if it is to be had.
-template <class T, class P>
-void backward(const RowNormBackward& op, const T* input_weight, int threads) {
-  if constexpr (std::is_same_v<T, P>) {
-    if (op.weight_offset == 0) input_weight = static_cast<const T*>(op.weight);
+template <class X, class P>
+void backward(const RowNormBackward& op, const X* input_weight, int threads) {
+  using S = Scalar<X>;
+  if constexpr (!std::is_same_v<P, S>)
+    if (has_lines(op)) return backward<X, S>(op, nullptr, threads);
+  if constexpr (std::is_same_v<X, P>) {
+    if (op.weight_offset == 0 && !has_lines(op)) input_weight = static_cast<const X*>(op.weight);
   }
-  if (should_widen<P>(op)) {
-    const Widened<Scalar<T>> widened(op.columns, 3);
+  if (!has_lines(op) && (!kAreKernels<X, P> || should_widen<P>(op))) {
+    const Widened<S> widened(op.param_dtype, op.columns, 3);
     RowNormBackward wide = op;
-    wide.weight = widened.template load<P>(op.weight, 0, op.weight_offset);
+    wide.weight = widened.load(0, op.weight, 0, op.weight_offset);
     wide.grad_weight = op.grad_weight ? widened.array(1) : nullptr;
     wide.grad_bias = op.grad_bias ? widened.array(2) : nullptr;
     wide.weight_offset = 0;
-    backward<T, Scalar<T>>(wide, input_weight, threads);
-    widened.template store<P>(1, op.grad_weight);
-    widened.template store<P>(2, op.grad_bias);
+    backward<X, S>(wide, input_weight, threads);
+    widened.store_line(1, op.grad_weight);
+    widened.store_line(2, op.grad_bias);
     return;
   }
-  op.statistics == RowStatistics::centered ? backward<T, P, Centered<T>>(op, input_weight, threads)
-                                           : backward<T, P, Uncentered<T>>(op, input_weight, threads);
+  if constexpr (kAreKernels<X, P>)
+    op.statistics == RowStatistics::centered ? BackwardWork<X, P, Centered<X>>(op, input_weight).run(threads)
+                                             : BackwardWork<X, P, Uncentered<X>>(op, input_weight).run(threads);
+}
+
+// Calls f(Type<sum_dtype>{}, Type<param_dtype>{}).
+template <class Op, class F>
+void with_op_types(const Op& op, const F& f) {
+  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T> type, Type<P> parameters) {
+    if (op.sum_dtype == op.dtype) return f(type, parameters);
+    if constexpr (sizeof(T) == 2) f(Type<float>{}, parameters);
+  });
 }
 
 template <>
 void run(const RowNormForward& op, int threads) {
   threads = threads_for(op.rows * op.columns, threads);
-  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { forward<T, P>(op, threads); });
+  with_op_types(op, [&]<class X, class P>(Type<X>, Type<P>) { forward<X, P>(op, threads); });
 }
 
 template <>
 void run(const RowNormBackward& op, int threads) {
   threads = threads_for(op.rows * op.columns, threads);
-  with_types(op.dtype, op.param_dtype,
-             [&]<class T, class P>(Type<T>, Type<P>) { backward<T, P>(op, nullptr, threads); });
+  with_op_types(op, [&]<class X, class P>(Type<X>, Type<P>) { backward<X, P>(op, nullptr, threads); });
 }
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -1,297 +1,230 @@
-// row_norm_backward.h -- row norms backward on the CPU: the sums of a row, then everything elementwise in one pass,
-// the products for the weight's and bias's gradients included.
+// row_norm_backward.h -- row norms backward on the CPU: which rows a thread takes, and where their weight's and bias's
+// gradients are added up.
 #pragma once
-#include "cpu/rows/rows.h"
-#include "cpu/rows/statistics.h"
+#include "cpu/rows/residual.h"
+#include "cpu/rows/row_gradients.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
-template <class T, class P, class Statistics>
-struct RowGradients {
-  using S = Scalar<T>;
-  using V = Vector<T>;
+// X is the type of what was normalized; gradients are of that type, too, or of a half type beside float32.
+template <class X, class P, class Statistics>
+class BackwardWork {
+  using S = Scalar<X>;
+  using Kernel = RowGradients<X, P, Statistics>;
+  using Rows = typename Kernel::Rows;
+  using Row = typename Kernel::Row;
 
-  const T *grad_output, *input;
-  const S *mean, *rstd;
-  const P* weight;
-  const T* input_weight;  // the weight in the input's dtype, if it is to be had
-  T* grad_input;
-  P *grad_weight, *grad_bias;
-  int64_t rows, columns;
+ public:
+  BackwardWork(const RowNormBackward& op, const X* input_weight)
+      : op_(op),
+        kernel_(op, input_weight),
+        stride_((op.columns + kLanes - 1) / kLanes * kLanes),
+        pieces_(pieces_of(op.columns)),
+        is_wide_(op.sum_dtype != op.dtype) {}
 
-  RowGradients(const RowNormBackward& op, const T* input_weight)
-      : grad_output(static_cast<const T*>(op.grad_output)),
-        input(static_cast<const T*>(op.input)),
-        mean(static_cast<const S*>(op.mean)),
-        rstd(static_cast<const S*>(op.rstd)),
-        weight(static_cast<const P*>(op.weight)),
-        input_weight(input_weight),
-        grad_input(static_cast<T*>(op.grad_input)),
-        grad_weight(static_cast<P*>(op.grad_weight)),
-        grad_bias(static_cast<P*>(op.grad_bias)),
-        rows(op.rows),
-        columns(op.columns) {}
-
-  S mean_of(int64_t row) const { return Statistics::kCentered ? mean[row] : S{0}; }
-
-  // Whether the mean is so near zero that half types do without x - mean, and without the sum of xhat.
-  bool near(int64_t row) const { return sizeof(T) == 2 && near_zero(mean_of(row), rstd[row]) && rstd[row] < 0x1p80f; }
-
-  // Adds Sum (sums.h) over one piece of a row to its totals.
-  template <class Sum, class Inputs>
-  NORMEXT_INLINE void add_piece(int64_t piece, const Inputs& inputs, const S (&coefficients)[Sum::kCoefficients],
-                                Doubles (&totals)[Sum::kSums]) const {
-    const int64_t begin = piece * kPiece, end = begin + piece_length(columns, piece);
-    RunSums<Sum, T, Inputs>(inputs, begin, end, coefficients, totals).finish();
+  void run(int threads) const {
+    const int64_t bytes = (op_.grad_sum ? 4 : 3) * op_.rows * op_.columns * static_cast<int64_t>(sizeof(X));
+    should_stream(bytes, threads, false) ? run<true>(threads) : run<false>(threads);
   }
 
-  // Sums of g = grad_output * weight and of g * x, if they can be taken as dot products.
-  NORMEXT_INLINE bool add_dot_products(int64_t row, int64_t piece, Doubles (&totals)[2]) const {
-    if constexpr (kDotSums<T>) {
-      const T *dy = grad_output + row * columns, *x = input + row * columns;
-      if (!weight)
-        add_piece<typename Statistics::template DotProducts<false>>(piece, Inputs<T, 2>({dy, x}), {}, totals);
-      else if (input_weight)
-        add_piece<typename Statistics::template DotProducts<true>>(piece, Inputs<T, 3>({dy, x, input_weight}), {},
-                                                                   totals);
-      return !weight || input_weight;
-    }
-    return false;
-  }
-
-  // The sums of one piece of a row.
-  Gradients piece_sums(int64_t row, int64_t piece) const {
-    const T *dy = grad_output + row * columns, *x = input + row * columns;
-    const auto weighted = [dy, x, w = weight](int64_t at, int64_t count, V(&in)[2]) NORMEXT_INLINE {
-      in[0] = load(dy + at, count) * load_or(w, at, count, broadcast(S{1}));
-      in[1] = load(x + at, count);
-    };
-    if constexpr (sizeof(T) == 2) {
-      if (near(row)) {
-        Doubles products[2] = {};
-        if (!add_dot_products(row, piece, products))
-          add_piece<typename Statistics::Products>(piece, weighted, {}, products);
-        const double count = static_cast<double>(piece_length(columns, piece)), g = sum(products[0]);
-        double g_xhat = sum(products[1]);
-        if (Statistics::settle(count, mean_of(row), rstd[row], g, g_xhat)) return {g, g_xhat, 0};
-      }
-    }
-    Doubles sums[3] = {};
-    add_piece<typename Statistics::Gradients>(piece, weighted, {mean_of(row), rstd[row]}, sums);
-    return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
-  }
-
-  // What a row's elementwise pass needs: xhat = (x - center) * rstd + offset, where the center is the mean or, near
-  // zero, zero.
-  struct Row {
-    S center, rstd, offset, slope, level;
-  };
-  template <bool kAtZero>  // all centers are zero
-  struct Coefficients {
-    V center, rstd, offset, slope, level;
-
-    explicit Coefficients(const Row& row)
-        : center(broadcast(row.center)),
-          rstd(broadcast(row.rstd)),
-          offset(broadcast(row.offset)),
-          slope(broadcast(row.slope)),
-          level(broadcast(row.level)) {}
-    V xhat(V x) const { return fma(kAtZero ? x : x - center, rstd, offset); }
-    V gradient(V dy, V weight, V xhat) const { return fma(xhat, slope, fma(dy, weight, level)) * rstd; }
-  };
-  Row row_coefficients(int64_t row, const Gradients& sums) const {
-    const double n = static_cast<double>(columns), offset = -sums.offset(n);
-    const double near_offset = offset - static_cast<double>(mean_of(row)) * rstd[row];
-    return {near(row) ? S{0} : mean_of(row), rstd[row], static_cast<S>(near(row) ? near_offset : offset),
-            static_cast<S>(-sums.corrected(n) / n), static_cast<S>(-sums.g / n)};
-  }
-
-  // Columns [begin, end) of `count` rows from `first`: writes grad_input and adds to the weight's and bias's totals, or
-  // writes their gradients, if there are no totals because these are all the rows, in one pass over both. Rows to be
-  // streamed that share cache lines are staged if they are short; else each is streamed on its own. If `ahead` is not
-  // 0, it asks for what lies so many elements ahead.
-  template <bool kStream, bool kAtZero>
-  void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
-                 double* bias_totals, int64_t ahead) const {
-    const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    T* const dx = grad_input ? grad_input + first * columns : nullptr;
-    const bool whole = columns % kLanes == 0 && whole_lines(grad_input, row_bytes);
-    if (!kStream || !dx || whole)
-      return elementwise<kStream, kAtZero>(first, count, row, begin, end, dx, weight_totals, bias_totals, ahead);
-    if (should_stage(grad_input, row_bytes)) {
-      Stage<T> stage;
-      elementwise<false, kAtZero>(first, count, row, begin, end, stage.at, weight_totals, bias_totals, ahead);
-      return stage.stream_to(dx, count * columns);
-    }
-    for (int64_t r = 0; r < count; ++r) {
-      const T *dy = grad_output + (first + r) * columns, *x = input + (first + r) * columns;
-      const V one = broadcast(S{1});
-      const Coefficients<kAtZero> k(row[r]);
-      map_vectors<kStream>(dx + r * columns, begin, end, [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
-        return k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
+ private:
+  template <bool kStream>
+  void run(int threads) const {
+    const bool large_totals = op_.columns * 2 * static_cast<int64_t>(sizeof(double)) > kCached;
+    const bool shares = share_rows(op_.rows, op_.columns, threads) || large_totals;
+    if (!has_lines(op_))
+      return shares ? by_columns<kStream>(kernel_, 0, op_.rows, threads)
+                    : by_rows<kStream>(kernel_, 0, op_.rows, threads);
+    if constexpr (std::is_same_v<P, S>) {
+      const int64_t lines = op_.rows / op_.lines.rows_per_line;
+      if (!shares && lines >= threads) return by_lines<kStream>(lines, threads);
+      for_lines(0, lines, [&](const Kernel& kernel, int64_t first, int64_t last) {
+        shares ? by_columns<kStream>(kernel, first, last, threads) : by_rows<kStream>(kernel, first, last, threads);
       });
     }
-    if (grad_weight || grad_bias)
-      elementwise<false, kAtZero>(first, count, row, begin, end, nullptr, weight_totals, bias_totals, ahead);
   }
 
+  // Calls f(kernel, first, last) for the rows of each line [begin, end).
+  template <class F>
+  void for_lines(int64_t begin, int64_t end, const F& f) const {
+    const Widened<S> numbers(op_.param_dtype, op_.columns, 3);
+    Kernel kernel = kernel_;
+    if (kernel.grad_weight) kernel.grad_weight = numbers.array(1);
+    if (kernel.grad_bias) kernel.grad_bias = numbers.array(2);
+    for (int64_t line = begin; line < end; ++line) {
+      kernel.weight = numbers.load(0, op_.weight, line * op_.lines.weight_stride, op_.weight_offset);
+      f(kernel, line * op_.lines.rows_per_line, (line + 1) * op_.lines.rows_per_line);
+      numbers.store_line(1, op_.grad_weight, line * op_.columns);
+      numbers.store_line(2, op_.grad_bias, line * op_.columns);
+    }
+  }
+
+  // What beside a float32 input is of a half type: some rows' grad_output is widened before all else, and their
+  // grad_input made of grad_residual, in cache.
+  class Wide {
+   public:
+    Wide(const BackwardWork& work, int64_t most)
+        : op_(work.op_),
+          numbers_(work.is_wide_ ? 2 * most * op_.columns : 0),
+          gradients_(numbers_ + most * op_.columns) {}
+
+    void widen(Rows& rows, int64_t begin, int64_t end) const {
+      with_type<X>(op_.dtype, [&]<class D>(Type<D>) {
+        const StridedRows<D> grad_output{static_cast<const D*>(op_.grad_output), op_.grad_output_strides};
+        for (int64_t r = 0; r < rows.count; ++r)
+          convert<false>(grad_output[rows.first + r], begin, end, numbers_ + r * op_.columns);
+      });
+    }
+    // Rows that read and write the numbers here.
+    Rows around(Rows rows) const {
+      rows.grad_output = numbers_;
+      rows.grad_output_stride = op_.columns;
+      rows.grad_input = op_.grad_input || op_.grad_residual ? gradients_ : nullptr;
+      return rows;
+    }
+    void narrow(const Rows& rows, int64_t begin, int64_t end, bool streamed) const {
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const X* const from = gradients_ + r * op_.columns;
+        const int64_t at = (rows.first + r) * op_.columns;
+        if (op_.grad_input) convert_to<X>(op_.dtype, streamed, from, begin, end, op_.grad_input, at);
+        if (op_.grad_residual) convert(streamed, from, begin, end, static_cast<X*>(op_.grad_residual) + at);
+      }
+    }
+
+   private:
+    const RowNormBackward& op_;
+    Scratch<X> numbers_;
+    X* gradients_;
+  };
+
+  // Columns [begin, end) of some rows, elementwise.
   template <bool kStream>
-  void gradients(int64_t first, int64_t count, const Row* row, int64_t begin, int64_t end, double* weight_totals,
-                 double* bias_totals, int64_t ahead = 0) const {
-    bool at_zero = sizeof(T) == 2 || !Statistics::kCentered;
-    for (int64_t r = 0; r < count; ++r) at_zero = at_zero && row[r].center == 0;
-    if (!Statistics::kCentered || at_zero)
-      gradients<kStream, true>(first, count, row, begin, end, weight_totals, bias_totals, ahead);
-    else if constexpr (Statistics::kCentered)
-      gradients<kStream, false>(first, count, row, begin, end, weight_totals, bias_totals, ahead);
+  void gradients(const Kernel& kernel, const Rows& rows, const Row* row, const Wide& wide, int64_t begin, int64_t end,
+                 double* weight_totals, double* bias_totals) const {
+    if (!is_wide_) return kernel.template gradients<kStream>(rows, row, begin, end, weight_totals, bias_totals);
+    kernel.template gradients<false>(rows, row, begin, end, weight_totals, bias_totals);
+    wide.narrow(rows, begin, end, kStream);
   }
 
-  // The first row's grad_input begins at dx, if it is wanted.
-  template <bool kStream, bool kAtZero>
-  void elementwise(int64_t first, int64_t rows, const Row* row, int64_t begin, int64_t end, T* dx,
-                   double* weight_totals, double* bias_totals, int64_t ahead) const {
-    const V one = broadcast(S{1});
-    const auto keep_sums = [](double* totals, P* gradient, int64_t at, V sums, int64_t count) NORMEXT_INLINE {
-      if (totals)  // there is room for whole vectors; the rest is never read
-        store(totals + at, load(totals + at) + widen(sums));
-      else if (gradient)
-        store(gradient + at, sums, count);
-    };
-    const auto vectors = [&]<int kVectors>(int64_t at, int64_t count) NORMEXT_INLINE {
-      V w[kVectors], dy_xhat[kVectors] = {}, dy_sum[kVectors] = {}, gradient[kVectors];
-      for (int v = 0; v < kVectors; ++v) w[v] = load_or(weight, at + v * kLanes, count, one);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t i = (first + r) * columns + at;
-        const Coefficients<kAtZero> k(row[r]);
-        if (ahead) {
-          __builtin_prefetch(grad_output + i + ahead, 0, 2);
-          __builtin_prefetch(input + i + ahead, 0, 2);
-        }
-        for (int v = 0; v < kVectors; ++v) {
-          const V dy = load(grad_output + i + v * kLanes, count), xhat = k.xhat(load(input + i + v * kLanes, count));
-          dy_xhat[v] = fma(dy, xhat, dy_xhat[v]);
-          if constexpr (Statistics::kCentered) dy_sum[v] = dy_sum[v] + dy;
-          gradient[v] = k.gradient(dy, w[v], xhat);
-        }
-        if (!dx) continue;
-        T* const to = dx + r * columns + at;
-        if constexpr (kVectors == 1) {
-          kStream ? stream(to, gradient[0]) : store(to, gradient[0], count);
-        } else {
-          Line<T> line;
-          for (int v = 0; v < kVectors; v += 2)
-            store(kStream ? line.at + v * kLanes : to + v * kLanes, gradient[v], gradient[v + 1]);
-          if constexpr (kStream) line.stream_to(to);
-        }
+  // Rows [first, last), some at a time.
+  template <bool kStream>
+  void rows_in_groups(const Kernel& kernel, int64_t first, int64_t last, const Wide& wide, double* weight_totals,
+                      double* bias_totals) const {
+    const int64_t group = kernel.group_within(2 * kCached), row_bytes = op_.columns * static_cast<int64_t>(sizeof(X));
+    const bool fetch = row_bytes >= 2048 && should_fetch_rows(2 * group * row_bytes);  // shorter ones: 0.92 to 1.02
+    for (int64_t at = first; at < last;) {
+      Rows rows = kernel.rows_from(at, std::min(group, last - at), fetch ? group : 0);
+      if (is_wide_) {
+        wide.widen(rows, 0, op_.columns);
+        rows = wide.around(rows);
       }
-      for (int v = 0; v < kVectors; ++v) {
-        keep_sums(weight_totals, grad_weight, at + v * kLanes, dy_xhat[v], count);
-        if constexpr (Statistics::kCentered) keep_sums(bias_totals, grad_bias, at + v * kLanes, dy_sum[v], count);
+      Row row[kRowsTogether];
+      for (int64_t r = 0; r < rows.count; ++r) {
+        Gradients sums = kernel.piece_sums(rows, r, 0);
+        for (int64_t piece = 1; piece < pieces_; ++piece) sums += kernel.piece_sums(rows, r, piece);
+        row[r] = kernel.row_coefficients(at + r, sums);
       }
-    };
-    int64_t at = begin;
-    // Two of half types are rounded at once, and what is streamed are whole lines.
-    constexpr int kVectors = kStream ? kLineVectors<T> : sizeof(T) == 2 ? 2 : 1;
-    if constexpr (kVectors > 1)
-      for (; at + kVectors * kLanes <= end; at += kVectors * kLanes) vectors.template operator()<kVectors>(at, kLanes);
-    for_vectors_once(at, end, [&](int64_t i, int64_t n) NORMEXT_INLINE { vectors.template operator()<1>(i, n); });
+      gradients<kStream>(kernel, rows, row, wide, 0, op_.columns, weight_totals, bias_totals);
+      at += rows.count;
+    }
   }
 
-  void store_totals(P* gradient, const double* totals, int64_t begin, int64_t end) const {
-    if (!gradient) return;
-    for_vectors(begin, end, [&](int64_t at, int64_t count) NORMEXT_INLINE {
-      Vector<P> rounded;
-      narrow(load(totals + at, count), rounded);
-      store(gradient + at, rounded, count);
-    });
-  }
+  // Totals of one thread, or one line, if they are wanted: two arrays at `at`.
+  struct Totals {
+    double *weight, *bias;
 
-  // Rows at a time, of which both gradients' and inputs' stay within `bytes` from the sums to the elementwise pass.
-  // Long rows at power-of-two distances, if many at once, would fall into the same few lines of the first-level cache.
-  int64_t group_within(int64_t bytes) const {
-    const int64_t row_bytes = 2 * columns * static_cast<int64_t>(sizeof(T));
-    const int64_t most = kRowsTogether * row_bytes <= kFirstLevel ? kRowsTogether : kRowsTogether / 2;
-    return std::clamp<int64_t>(bytes / row_bytes, 1, most);
-  }
+    Totals(const Kernel& kernel, double* at, int64_t stride)
+        : weight(kernel.grad_weight ? at : nullptr), bias(kernel.grad_bias ? at + stride : nullptr) {
+      if (weight) std::fill_n(weight, stride, 0.0);
+      if (bias) std::fill_n(bias, stride, 0.0);
+    }
+  };
 
   // Threads take whole rows, and each has totals of its own for the weight and the bias.
   template <bool kStream>
-  void by_rows(int threads) const {
-    const int64_t pieces = pieces_of(columns), stride = (columns + kLanes - 1) / kLanes * kLanes;
-    const int64_t group = group_within(2 * kCached), row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    const bool fetch = row_bytes >= 2048 && should_fetch_rows(2 * group * row_bytes);  // shorter ones: 0.92 to 1.02
-    const int64_t ahead = fetch ? group * columns : 0;
-    const int parts = static_cast<int>(std::min<int64_t>(threads, rows));
-    Scratch<double> totals(parts * stride * 2);
-    parallel_for(rows, parts, [&](int64_t begin, int64_t end, int part) {
-      double* weight_totals = grad_weight ? totals + 2 * part * stride : nullptr;
-      double* bias_totals = grad_bias ? totals + (2 * part + 1) * stride : nullptr;
-      if (weight_totals) std::fill_n(weight_totals, stride, 0.0);
-      if (bias_totals) std::fill_n(bias_totals, stride, 0.0);
-      for (int64_t first = begin; first < end; first += group) {
-        const int64_t count = std::min(group, end - first);
-        Row row[kRowsTogether];
-        for (int64_t r = 0; r < count; ++r) {
-          Gradients sums = piece_sums(first + r, 0);
-          for (int64_t piece = 1; piece < pieces; ++piece) sums += piece_sums(first + r, piece);
-          row[r] = row_coefficients(first + r, sums);
-        }
-        gradients<kStream>(first, count, row, 0, columns, weight_totals, bias_totals, ahead);
-      }
+  void by_rows(const Kernel& kernel, int64_t first, int64_t last, int threads) const {
+    const int parts = static_cast<int>(std::min<int64_t>(threads, last - first));
+    Scratch<double> totals(parts * stride_ * 2);
+    parallel_for(last - first, parts, [&](int64_t begin, int64_t end, int part) {
+      const Totals own(kernel, totals + 2 * part * stride_, stride_);
+      const Wide wide(*this, kRowsTogether);
+      rows_in_groups<kStream>(kernel, first + begin, first + end, wide, own.weight, own.bias);
       if constexpr (kStream) end_of_stream();
     });
-    if (!grad_weight && !grad_bias) return;
-    parallel_for(columns, threads_for(columns * parts, threads), [&](int64_t begin, int64_t end, int) {
+    if (!kernel.grad_weight && !kernel.grad_bias) return;
+    parallel_for(op_.columns, threads_for(op_.columns * parts, threads), [&](int64_t begin, int64_t end, int) {
       for (int part = 1; part < parts; ++part)
         for (int which = 0; which < 2; ++which)
-          if (which == 0 ? grad_weight : grad_bias)
+          if (which == 0 ? kernel.grad_weight : kernel.grad_bias)
             for (int64_t at = begin; at < end; ++at)
-              totals[which * stride + at] += totals[(2 * part + which) * stride + at];
-      store_totals(grad_weight, totals, begin, end);
-      store_totals(grad_bias, totals + stride, begin, end);
+              totals[which * stride_ + at] += totals[(2 * part + which) * stride_ + at];
+      kernel.store_totals(kernel.grad_weight, totals, begin, end);
+      kernel.store_totals(kernel.grad_bias, totals + stride_, begin, end);
+    });
+  }
+
+  // Threads take whole lines of parameters. Those of a few rows do without totals.
+  template <bool kStream>
+  void by_lines(int64_t lines, int threads) const {
+    parallel_for(lines, threads, [&](int64_t begin, int64_t end, int) {
+      const Wide wide(*this, kRowsTogether);
+      const Scratch<double> totals(2 * stride_);
+      for_lines(begin, end, [&](const Kernel& kernel, int64_t first, int64_t last) {
+        const int64_t most = std::min(kernel.group_within(2 * kCached), last - first);
+        if (kernel.rows_from(first, most).count == last - first)
+          return rows_in_groups<kStream>(kernel, first, last, wide, nullptr, nullptr);
+        const Totals own(kernel, totals, stride_);
+        rows_in_groups<kStream>(kernel, first, last, wide, own.weight, own.bias);
+        kernel.store_totals(kernel.grad_weight, own.weight, 0, op_.columns);
+        kernel.store_totals(kernel.grad_bias, own.bias, 0, op_.columns);
+      });
+      if constexpr (kStream) end_of_stream();
     });
   }
 
   // Threads share each row by columns, and each owns the totals of its columns.
   template <bool kStream>
-  void by_columns(int threads) const {
-    const int64_t pieces = pieces_of(columns), group = group_within(64 * kCached);
-    Scratch<Gradients> partials(group * pieces);
-    const int64_t stride = (columns + kLanes - 1) / kLanes * kLanes;
-    const bool totals_needed = rows > group;
-    Scratch<double> totals(totals_needed ? 2 * stride : 0);
-    double* const weight_totals = totals_needed && grad_weight ? totals + 0 : nullptr;
-    double* const bias_totals = totals_needed && grad_bias ? totals + stride : nullptr;
-    for (int64_t first = 0; first < rows; first += group) {
-      const int64_t count = std::min(group, rows - first);
-      parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t r = 0; r < count; ++r)
-          for (int64_t piece = begin; piece < end; ++piece) partials[r * pieces + piece] = piece_sums(first + r, piece);
+  void by_columns(const Kernel& kernel, int64_t begin_row, int64_t end_row, int threads) const {
+    const int64_t columns = op_.columns, group = kernel.group_within(64 * kCached);
+    const Scratch<Gradients> partials(group * pieces_);
+    const Scratch<double> totals(2 * stride_);
+    const Wide wide(*this, group);
+    for (int64_t first = begin_row; first < end_row;) {
+      Rows rows = kernel.rows_from(first, std::min(group, end_row - first));
+      if (is_wide_) rows = wide.around(rows);
+      const bool is_first = first == begin_row, is_last = first + rows.count == end_row;
+      double* const weight_totals = kernel.grad_weight && !(is_first && is_last) ? totals + 0 : nullptr;
+      double* const bias_totals = kernel.grad_bias && !(is_first && is_last) ? totals + stride_ : nullptr;
+      parallel_for(pieces_, threads, [&](int64_t begin, int64_t end, int) {
+        if (is_wide_) wide.widen(rows, begin * kPiece, std::min(columns, end * kPiece));
+        for (int64_t r = 0; r < rows.count; ++r)
+          for (int64_t piece = begin; piece < end; ++piece)
+            partials[r * pieces_ + piece] = kernel.piece_sums(rows, r, piece);
       });
-      parallel_for(pieces, threads, [&](int64_t begin_piece, int64_t end_piece, int) {
+      parallel_for(pieces_, threads, [&](int64_t begin_piece, int64_t end_piece, int) {
         const int64_t begin = begin_piece * kPiece, end = std::min(columns, end_piece * kPiece);
-        if (first == 0 && weight_totals) std::fill(weight_totals + begin, weight_totals + end, 0.0);
-        if (first == 0 && bias_totals) std::fill(bias_totals + begin, bias_totals + end, 0.0);
+        if (is_first && weight_totals) std::fill(weight_totals + begin, weight_totals + end, 0.0);
+        if (is_first && bias_totals) std::fill(bias_totals + begin, bias_totals + end, 0.0);
         Row row[kRowsTogether];
-        for (int64_t r = 0; r < count; ++r) {
+        for (int64_t r = 0; r < rows.count; ++r) {
           Gradients sums;
-          for (int64_t i = 0; i < pieces; ++i) sums += partials[r * pieces + i];
-          row[r] = row_coefficients(first + r, sums);
+          for (int64_t i = 0; i < pieces_; ++i) sums += partials[r * pieces_ + i];
+          row[r] = kernel.row_coefficients(first + r, sums);
         }
-        gradients<kStream>(first, count, row, begin, end, weight_totals, bias_totals);
+        gradients<kStream>(kernel, rows, row, wide, begin, end, weight_totals, bias_totals);
         if constexpr (kStream) end_of_stream();
-        if (!totals_needed || first + count < rows) return;
-        store_totals(grad_weight, weight_totals, begin, end);
-        store_totals(grad_bias, bias_totals, begin, end);
+        if (!is_last) return;
+        if (weight_totals) kernel.store_totals(kernel.grad_weight, weight_totals, begin, end);
+        if (bias_totals) kernel.store_totals(kernel.grad_bias, bias_totals, begin, end);
       });
+      first += rows.count;
     }
   }
 
-  template <bool kStream>
-  void run(int threads) const {
-    const bool large_totals = columns * 2 * static_cast<int64_t>(sizeof(double)) > kCached;
-    share_rows(rows, columns, threads) || large_totals ? by_columns<kStream>(threads) : by_rows<kStream>(threads);
-  }
+  RowNormBackward op_;
+  Kernel kernel_;
+  int64_t stride_, pieces_;
+  bool is_wide_;
 };
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -1,355 +1,158 @@
-// row_norm_forward.h -- row norms forward on the CPU. A row stays in cache between the pass that sums it and the pass
-// that writes.
+// row_norm_forward.h -- row norms forward on the CPU: which rows a thread takes, with which line of parameters, and the
+// sums with a residual that they are of.
 #pragma once
-#include <tuple>
-#include <utility>
-
-#include "cpu/rows/rows.h"
-#include "cpu/rows/statistics.h"
+#include "cpu/rows/normalized_rows.h"
+#include "cpu/rows/residual.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
-// Sums of d and d^2, d = x - shift; by dot products shift is zero.
-template <class Sum, class T>
-std::pair<double, double> sums_about(Scalar<T> shift, const T* x, int64_t count) {
-  const T* const in[1] = {x};
-  Doubles sums[2] = {};
-  RunSums<Sum, T, Inputs<T, 1>>(Inputs<T, 1>(in), 0, count, {shift}, sums).finish();
-  return {sum(sums[0]), sum(sums[1])};
-}
+// X is the type of what is normalized; the output is of that type, too, or of a half type beside float32.
+template <class X, class P, class Statistics>
+class ForwardWork {
+  using S = Scalar<X>;
+  using Kernel = NormalizedRows<X, P, Statistics>;
 
-// A value near the mean: at least a vector of elements is there.
-template <class T>
-Scalar<T> guess(const T* x) {
-  return static_cast<Scalar<T>>(sum(widen(load(x))) / kLanes);
-}
-
-// Of `count` elements, at least one, in float64.
-template <class Statistics, class T>
-Moments wide_moments_of(const T* x, int64_t count) {
-  using Sums = typename Statistics::WideSums;
-  Scalar<T> shift = Statistics::kCentered ? load_one(x) : 0;
-  auto [first, second] = sums_about<Sums>(shift, x, count);
-  if (Statistics::kCentered && kTwoPasses<T>) {
-    shift += first / count;
-    std::tie(first, second) = sums_about<Sums>(shift, x, count);
-  }
-  return moments_from_sums(count, shift, first, second);
-}
-
-// What the first sums are taken about, unless elements are few or float64.
-template <class Statistics, class T>
-Scalar<T> first_shift(const T* x) {
-  return kDotSums<T> || !Statistics::kCentered ? 0 : guess(x);
-}
-
-// Where the first sums are not sound, or not taken.
-template <class Statistics, class T>
-Moments mended_moments_of(const T* x, int64_t count, double eps) {
-  if (Statistics::kCentered && kDotSums<T> && count >= kFew) {
-    const auto shift = guess(x);
-    const auto [first, second] = sums_about<typename Statistics::FloatSums>(shift, x, count);
-    if (sound<double>(count, first, second, eps)) return moments_from_sums(count, shift, first, second);
-  }
-  return wide_moments_of<Statistics>(x, count);
-}
-
-// (x * scale + shift) * weight + bias, for x and scale of 8 and 24 bits, is no subnormal number if shift is no smaller
-// than this, and weight and bias are zero or no smaller than that: the inner sum, however much cancels, is zero or at
-// least 2^-94, and the outer one zero or at least 2^-124.
-constexpr float kNormalShift = 0x1p-60f, kNormalParameter = 0x1p-30f;
-template <class P>
-bool are_normal(const P* parameter, int64_t count) {
-  Ints normal = ~Ints{};
-  if (parameter)
-    for_vectors(0, count, [&](int64_t at, int64_t n) {
-      const Floats p = load(parameter + at, n);
-      normal &= (p == 0) | ((Floats)((Ints)p & 0x7fffffff) >= kNormalParameter);
-    });
-  int32_t all = -1;
-  for (int i = 0; i < kLanes; ++i) all &= normal[i];
-  return all != 0;
-}
-
-template <class T, class P, class Statistics>
-struct NormalizedRows {
-  using S = Scalar<T>;
-  using V = Vector<T>;
-  using FirstSums = typename Statistics::FirstSums;
-
-  const T* input;
-  const P *weight, *bias;
-  T* output;
-  S *mean, *rstd;
-  int64_t rows, columns;
-  double eps;
-  bool normal_parameters = false;  // where it matters, and there are rows enough for it to be worth a look
-
-  explicit NormalizedRows(const RowNormForward& op)
-      : input(static_cast<const T*>(op.input)),
-        weight(static_cast<const P*>(op.weight)),
-        bias(static_cast<const P*>(op.bias)),
-        output(static_cast<T*>(op.output)),
-        mean(static_cast<S*>(op.mean)),
-        rstd(static_cast<S*>(op.rstd)),
-        rows(op.rows),
-        columns(op.columns),
-        eps(op.eps) {
-    if constexpr (kLooksForSubnormals<T>)
-      normal_parameters = rows >= 64 && are_normal(weight, columns) && are_normal(bias, columns);
+ public:
+  ForwardWork(const RowNormForward& op, int threads)
+      : op_(op),
+        kernel_(op),
+        row_bytes_(op.columns * static_cast<int64_t>(sizeof(X))),
+        streamed_(should_stream((op.residual ? 4 : 2) * op.rows * row_bytes_, threads, false)),
+        is_wide_(op.sum_dtype != op.dtype) {
+    if (!has_lines(op)) kernel_.look_at_parameters(op.rows);
   }
 
-  // Of one piece of a row. beside(sums) may go along with its sums. kAhead as in Inputs.
-  template <int64_t kAhead, class F>
-  Moments piece_moments(int64_t row, int64_t piece, const F& beside) const {
-    const T* const in[1] = {input + row * columns + piece * kPiece};
-    const int64_t count = piece_length(columns, piece);
-    if (kTwoPasses<T> || count < kFew) {
-      NoSteps none;
-      beside(none);
-      return mended_moments_of<Statistics>(in[0], count, eps);
-    }
-    using From = Inputs<T, 1, kAhead>;
-    const auto shift = first_shift<Statistics>(in[0]);
-    Doubles sums[2] = {};
-    RunSums<FirstSums, T, From> run(From(in), 0, count, {shift}, sums);
-    beside(run);
-    run.finish();
-    const double first = sum(sums[0]), second = sum(sums[1]);
-    return sound<double>(count, first, second, eps) ? moments_from_sums(count, shift, first, second)
-                                                    : mended_moments_of<Statistics>(in[0], count, eps);
+  void run(int threads) const {
+    if (share_rows(op_.rows, op_.columns, threads) || large_parameters(threads))
+      return streamed_ ? by_columns<true>(threads) : by_columns<false>(threads);
+    // Rows of a few lines take longer to compute than to write.
+    if (row_bytes_ < 512 || !streamed_) return by_rows<false>(threads);
+    should_stage(op_.output, row_bytes_) ? by_rows<false>(threads, true) : by_rows<true>(threads);
   }
 
-  // Columns [begin, end) of a row's output, xhat(x) * weight + bias, where the row's output begins at `to`. If `ahead`
-  // is not 0, it asks for what lies so many elements ahead. `other` is work to go along with it. kNormal: no output is
-  // a subnormal number.
-  template <bool kStream, bool kNormal, class F, class Steps>
-  NORMEXT_INLINE void write(int64_t row, T* to, int64_t begin, int64_t end, int64_t ahead, const F& xhat,
-                            Steps& other) const {
-    const V one = broadcast(S{1}), zero = broadcast(S{0});
-    const T* x = input + row * columns;
-    map_vectors<kStream>(
-        to, begin, end,
-        [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
-          const V y = fma(xhat(load(x + at, count)), load_or(w, at, count, one), load_or(b, at, count, zero));
-          if constexpr (kNormal)
-            return NormalFloats{y};
-          else
-            return y;
-        },
-        [=](int64_t at) NORMEXT_INLINE {
-          if (ahead) __builtin_prefetch(x + at + ahead, 0, 2);
-        },
-        other);
+ private:
+  // Whether a row and the next one, the weight and the bias are more than a second-level cache holds, and a thread's
+  // share of them is worth a barrier for every row.
+  bool large_parameters(int threads) const {
+    const int64_t bytes = 2 * op_.columns * static_cast<int64_t>(sizeof(X) + sizeof(P));
+    return threads > 1 && bytes >= 8 * kCached && op_.columns >= 2 * kElementsPerThread * threads;
   }
 
-  // xhat is (x - mean) * rstd. The mean is split into high + low: float32 cannot hold it all where it is far from zero,
-  // and the difference must be exact. Half types do without where it is near.
-  template <bool kStream, class Steps>
-  NORMEXT_NOINLINE void normalize(int64_t row, T* to, double mean, double rstd, int64_t begin, int64_t end,
-                                  int64_t ahead, Steps&& other) const {
-    const V scale = broadcast(static_cast<S>(rstd));
-    if ((sizeof(T) == 2 || !Statistics::kCentered) && near_zero(mean, rstd)) {
-      const auto shift = static_cast<S>(-mean * rstd);
-      const auto xhat = [=, shift = broadcast(shift)](V x) NORMEXT_INLINE { return fma(x, scale, shift); };
-      if constexpr (kLooksForSubnormals<T>) {
-        if (normal_parameters && std::abs(shift) >= kNormalShift)
-          return write<kStream, true>(row, to, begin, end, ahead, xhat, other);
+  // Calls f(kernel, first, last) for rows [begin, end), line by line.
+  template <class F>
+  void for_lines(int64_t begin, int64_t end, const F& f) const {
+    if constexpr (std::is_same_v<P, S>) {
+      if (!has_lines(op_)) return f(kernel_, begin, end);
+      const Widened<S> parameters(op_.param_dtype, op_.columns, 2);
+      Kernel kernel = kernel_;
+      for (int64_t at = begin, stop; at < end; at = stop) {
+        const int64_t line = at / op_.lines.rows_per_line;
+        stop = std::min(end, (line + 1) * op_.lines.rows_per_line);
+        kernel.weight = parameters.load(0, op_.weight, line * op_.lines.weight_stride, op_.weight_offset);
+        kernel.bias = parameters.load(1, op_.bias, line * op_.lines.bias_stride);
+        kernel.look_at_parameters(stop - at);
+        f(kernel, at, stop);
       }
-      return write<kStream, false>(row, to, begin, end, ahead, xhat, other);
+    } else {
+      f(kernel_, begin, end);
     }
-    const auto high = static_cast<S>(mean);
-    const V center = broadcast(high), shift = broadcast(static_cast<S>((high - mean) * rstd));
-    const auto xhat = [=](V x) NORMEXT_INLINE { return fma(x - center, scale, shift); };
-    write<kStream, false>(row, to, begin, end, ahead, xhat, other);
-  }
-
-  // For `count` rows, or as many as have their two sums in one vector: a shift, and sums of d and d^2, d = x - shift.
-  // The lanes of all are summed in the same instructions.
-  static constexpr int kRowsSummed = kLanes / 2;
-  void short_row_sums(const T* x, int64_t count, double* shift, double* first, double* second) const {
-    Floats lanes[kLanes] = {};
-    float near[kLanes] = {};
-    if constexpr (!kDotSums<T> && Statistics::kCentered) {
-      for (int r = 0; r < kRowsSummed && r < count; ++r) lanes[r] = load(x + r * columns);
-      store(near, sum_each(lanes) * (1.0f / kLanes));
-    }
-    Doubles totals{};
-    for (int64_t at = 0, stop; at < columns; at = stop) {
-      stop = std::min(columns, at + kShort / 2 * kLanes);  // the sums of lanes are float32's, too
-      for (int r = 0; r < kRowsSummed && r < count; ++r) {
-        const T* const in[1] = {x + r * columns};
-        if constexpr (kDotSums<T>) {
-          const auto short_sums = short_dot_sum<FirstSums, 0>(in, 0, at, stop);
-          lanes[r] = short_sums.sums[0];
-          lanes[r + kRowsSummed] = short_sums.sums[1];
-        } else {
-          const Floats k[1] = {broadcast(near[r])};
-          const auto short_sums = short_sum<FirstSums>(0, at, stop, Inputs<T, 1>(in), k);
-          lanes[r] = short_sums.sums[0];
-          lanes[r + kRowsSummed] = short_sums.sums[1];
-        }
-      }
-      totals += widen(sum_each(lanes));
-    }
-    for (int r = 0; r < kRowsSummed; ++r) shift[r] = near[r];
-    store_raw(first, totals.low);
-    store_raw(second, totals.high);
-  }
-
-  // Some rows that go through each step together, and their statistics.
-  struct Rows {
-    int64_t first, count;
-    double means[kRowsTogether], vars[kRowsTogether];
-  };
-
-  // From the sums of whole rows, about `shift`. The steps that wait for each other are taken for all at once.
-  void settle(Rows& group, const double* shift, const double* first, const double* second) const {
-    const double n = static_cast<double>(columns);
-    int64_t is_sound[kRowsTogether];
-    using Numbers = Doubles::Half;
-    for (int64_t r = 0; r < kRowsTogether; r += kRowsSummed) {
-      const auto s = load_raw<Numbers>(shift + r), f = load_raw<Numbers>(first + r), ff = load_raw<Numbers>(second + r);
-      store_raw(group.means + r, mean_from_sums(n, s, f));
-      store_raw(group.vars + r, m2_from_sums(n, f, ff) / n);
-      store_raw(is_sound + r, sound(n, f, ff, eps));
-    }
-    for (int64_t r = 0; r < group.count; ++r) {
-      if (is_sound[r]) continue;
-      const Moments moments = mended_moments_of<Statistics>(input + (group.first + r) * columns, columns, eps);
-      group.means[r] = moments.mean;
-      group.vars[r] = moments.variance();
-    }
-  }
-
-  void short_rows_statistics(Rows& group) const {
-    double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
-    for (int64_t r = 0; r < group.count; r += kRowsSummed)
-      short_row_sums(input + (group.first + r) * columns, group.count - r, shift + r, first + r, second + r);
-    settle(group, shift, first, second);
-  }
-
-  // Of rows that take several short sums. beside(r, sums) may go along with those of row r of the group.
-  template <int64_t kAhead, class F>
-  void long_rows_statistics(Rows& group, const F& beside) const {
-    using From = Inputs<T, 1, kAhead>;
-    double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
-    for (int64_t r = 0; r < group.count; ++r) {
-      const T* const in[1] = {input + (group.first + r) * columns};
-      Doubles sums[2] = {};
-      shift[r] = first_shift<Statistics>(in[0]);
-      RunSums<FirstSums, T, From> run(From(in), 0, columns, {static_cast<S>(shift[r])}, sums);
-      beside(r, run);
-      run.finish();
-      first[r] = sum(sums[0]);
-      second[r] = sum(sums[1]);
-    }
-    settle(group, shift, first, second);
-  }
-
-  // beside(r, piece, sums) may go along with the sums of a piece of row r of the group, if rows take several short
-  // sums.
-  template <int64_t kAhead, class F>
-  void statistics(Rows& group, const F& beside) const {
-    const int64_t pieces = pieces_of(columns);
-    if constexpr (!kTwoPasses<T>) {
-      if (columns > kShort * kLanes && pieces == 1)
-        return long_rows_statistics<kAhead>(group, [&](int64_t r, auto& sums) NORMEXT_INLINE { beside(r, 0, sums); });
-      if (columns >= kFew && pieces == 1) return short_rows_statistics(group);
-    }
-    for (int64_t r = 0; r < group.count; ++r) {
-      Moments moments;
-      for (int64_t piece = 0; piece < pieces; ++piece)
-        moments +=
-            piece_moments<kAhead>(group.first + r, piece, [&](auto& sums) NORMEXT_INLINE { beside(r, piece, sums); });
-      group.means[r] = moments.mean;
-      group.vars[r] = moments.variance();
-    }
-  }
-
-  // Rows [begin, end) are stored, streamed or staged. While a group of long ones is normalized, the next one is summed.
-  template <bool kStream>
-  void normalize_rows(int64_t begin, int64_t end, bool staged) const {
-    const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T)), pieces = pieces_of(columns);
-    // The next rows are summed while these are normalized, or asked for. Summing pays for rows of two short sums or so,
-    // and for rows that are too long to be asked for; with AVX2, where it waits for no memory, it does not (0.85
-    // to 1.0).
-    const bool along =
-        kVectorBytes == 64 && !kTwoPasses<T> && ((columns > kStep && columns <= 2 * kStep) || pieces > 2);
-    const int64_t together = kTwoPasses<T> || columns < kFew || pieces > 1 ? 1 : kFirstLevel / row_bytes;
-    const int64_t most = std::clamp<int64_t>(together, 1, kRowsTogether);
-    const int64_t ahead = !along && should_fetch_rows(most * row_bytes) ? most * columns : 0;
-    Stage<T> stage;
-    Rows groups[2] = {}, *group = groups, *next = groups + 1;
-    double rstds[kRowsTogether];
-    const auto begin_at = [&](Rows& rows, int64_t first) {
-      rows.first = first;
-      rows.count = std::min(most, end - first);
-    };
-    const auto normalize_row = [&](int64_t r, int64_t from, int64_t to, auto&& other) NORMEXT_INLINE {
-      const int64_t row = group->first + r;
-      normalize<kStream>(row, staged ? stage.at + r * columns : output + row * columns, group->means[r], rstds[r], from,
-                         to, ahead, other);
-    };
-    const auto normalize_piece = [&](int64_t r, int64_t piece, auto& sums) NORMEXT_INLINE {
-      normalize_row(r, piece * kPiece, piece * kPiece + piece_length(columns, piece), sums);
-    };
-    const auto nothing = [](auto&&...) {};
-    begin_at(*group, begin);
-    statistics<0>(*group, nothing);
-    while (group->count > 0) {
-      for (int64_t r = 0; r < kRowsTogether; ++r) rstds[r] = reciprocal_std(group->vars[r], eps);
-      for (int64_t r = 0; r < group->count; ++r) {
-        if constexpr (Statistics::kCentered) mean[group->first + r] = static_cast<S>(group->means[r]);
-        rstd[group->first + r] = static_cast<S>(rstds[r]);
-      }
-      begin_at(*next, group->first + group->count);
-      if (along) statistics<kAskAhead<T>>(*next, normalize_piece);
-      for (int64_t r = along ? next->count : 0; r < group->count; ++r) normalize_row(r, 0, columns, NoSteps{});
-      if (!along) statistics<0>(*next, nothing);
-      if (staged) stage.stream_to(output + group->first * columns, group->count * columns);
-      std::swap(group, next);
-    }
-    if (kStream || staged) end_of_stream();
   }
 
   // Threads take whole rows.
   template <bool kStream>
   void by_rows(int threads, bool staged = false) const {
-    parallel_for(rows, threads, [&](int64_t begin, int64_t end, int) { normalize_rows<kStream>(begin, end, staged); });
+    parallel_for(op_.rows, threads, [&](int64_t begin, int64_t end, int) {
+      for_lines(begin, end, [&](const Kernel& kernel, int64_t first, int64_t last) {
+        op_.residual ? sums<kStream>(kernel, first, last, staged)
+                     : kernel.template normalize_rows<kStream>(first, last, staged);
+      });
+      if (streamed_) end_of_stream();
+    });
   }
 
-  // Threads share each row by columns, and find theirs of the weight and the bias in cache from row to row. While a row
-  // is normalized, or a group of shorter ones, the next is summed.
+  // Rows are added and normalized some at a time, in cache: what is streamed, or of another type, is made there first.
+  template <bool kStream>
+  void sums(const Kernel& kernel, int64_t begin, int64_t end, bool staged) const {
+    const Additions<X> additions(op_);
+    const int64_t columns = op_.columns, most = std::clamp<int64_t>(kFirstLevel / row_bytes_, 1, end - begin);
+    X* const sum = static_cast<X*>(op_.sum);
+    const Scratch<X> sums(streamed_ ? most * columns : 0), outputs(is_wide_ ? most * columns : 0);
+    for (int64_t first = begin, count; first < end; first += count) {
+      count = std::min(most, end - first);
+      X* const to = streamed_ ? sums + 0 : sum + first * columns;
+      for (int64_t r = 0; r < count; ++r) additions.add(first + r, 0, columns, to + r * columns);
+      if (streamed_) stream_run<X>(to, sum + first * columns, count * columns);
+      Kernel block = kernel;
+      block.input = contiguous_rows<X>(to, count, columns);
+      block.fetch_rows = false;
+      if constexpr (Statistics::kCentered) block.mean += first;
+      block.rstd += first;
+      block.output = is_wide_ ? outputs + 0 : kernel.output + first * columns;
+      if (!is_wide_) {
+        block.template normalize_rows<kStream>(0, count, staged);
+      } else {
+        block.template normalize_rows<false>(0, count, false);
+        convert_to<X>(op_.dtype, streamed_, outputs, 0, count * columns, op_.output, first * columns);
+      }
+    }
+  }
+
+  // Threads share each row by columns, and find theirs of the weight and the bias in cache from row to row.
   template <bool kStream>
   void by_columns(int threads) const {
-    const int64_t pieces = pieces_of(columns), row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    const int64_t group = std::clamp<int64_t>(kCached * threads / row_bytes, 1, kRowsTogether);
+    const int64_t columns = op_.columns, pieces = pieces_of(columns);
+    const Scratch<X> outputs(is_wide_ ? op_.rows * columns : 0);
+    if (op_.residual) {
+      parallel_for(pieces, threads, [&, additions = Additions<X>(op_)](int64_t begin, int64_t end, int) {
+        for (int64_t r = 0; r < op_.rows; ++r)
+          additions.add(r, begin * kPiece, std::min(columns, end * kPiece), static_cast<X*>(op_.sum) + r * columns);
+      });
+    }
+    for_lines(0, op_.rows, [&](const Kernel& line, int64_t first, int64_t last) {
+      Kernel kernel = line;
+      if (op_.residual) kernel.input = contiguous_rows(static_cast<const X*>(op_.sum), op_.rows, columns);
+      if (is_wide_) kernel.output = outputs;
+      by_columns<kStream>(kernel, first, last, threads);
+    });
+    if (!is_wide_) return;
+    parallel_for(op_.rows * columns, threads, [&](int64_t begin, int64_t end, int) {
+      convert_to<X>(op_.dtype, false, outputs, begin, end, op_.output, 0);
+    });
+  }
+
+  // While a row is normalized, or a group of shorter ones, the next is summed.
+  template <bool kStream>
+  void by_columns(const Kernel& kernel, int64_t begin_row, int64_t end_row, int threads) const {
+    const int64_t columns = op_.columns, pieces = pieces_of(columns);
+    const int64_t group = std::clamp<int64_t>(kCached * threads / row_bytes_, 1, kRowsTogether);
     Scratch<Moments> partials(2 * group * pieces);  // of a group and the next one
-    for (int64_t first = -group, turn = 0; first < rows; first += group, turn = 1 - turn) {
+    for (int64_t first = begin_row - group, turn = 0; first < end_row; first += group, turn = 1 - turn) {
       const Moments* const partial = partials + turn * group * pieces;
       Moments* const next_partial = partials + (1 - turn) * group * pieces;
-      const int64_t next = first + group, count = first < 0 ? 0 : std::min(group, rows - first);
+      const int64_t next = first + group, count = first < begin_row ? 0 : std::min(group, end_row - first);
       parallel_for(pieces, threads, [&](int64_t begin, int64_t end, int) {
         double means[kRowsTogether], rstds[kRowsTogether];
         for (int64_t r = 0; r < count; ++r) {
           Moments moments;
           for (int64_t piece = 0; piece < pieces; ++piece) moments += partial[r * pieces + piece];
           means[r] = moments.mean;
-          rstds[r] = reciprocal_std(moments.variance(), eps);
+          rstds[r] = reciprocal_std(moments.variance(), op_.eps);
           if (begin > 0) continue;
-          if constexpr (Statistics::kCentered) mean[first + r] = static_cast<S>(means[r]);
-          rstd[first + r] = static_cast<S>(rstds[r]);
+          if constexpr (Statistics::kCentered) kernel.mean[first + r] = static_cast<S>(means[r]);
+          kernel.rstd[first + r] = static_cast<S>(rstds[r]);
         }
         for (int64_t piece = begin; piece < end; ++piece) {
           const int64_t from = piece * kPiece, to = from + piece_length(columns, piece);
           for (int64_t r = 0; r < group; ++r) {
             const auto write = [&](auto&& sums) NORMEXT_INLINE {
               const int64_t row = first + r;
-              if (r < count) normalize<kStream>(row, output + row * columns, means[r], rstds[r], from, to, 0, sums);
+              if (r < count)
+                kernel.template normalize<kStream>(kernel.input[row], kernel.output + row * columns, means[r], rstds[r],
+                                                   from, to, 0, sums);
             };
-            if (next + r < rows)
-              next_partial[r * pieces + piece] = piece_moments<kStream ? kAskAhead<T> : 0>(next + r, piece, write);
+            if (next + r < end_row)
+              next_partial[r * pieces + piece] =
+                  kernel.template piece_moments<kStream ? kAskAhead<X> : 0>(kernel.input[next + r], piece, write);
             else
               write(NoSteps{});
           }
@@ -359,22 +162,10 @@ struct NormalizedRows {
     }
   }
 
-  // Whether a row and the next one, the weight and the bias are more than a second-level cache holds, and a thread's
-  // share of them is worth a barrier for every row.
-  bool large_parameters(int threads) const {
-    const int64_t bytes = 2 * columns * static_cast<int64_t>(sizeof(T) + sizeof(P));
-    return threads > 1 && bytes >= 8 * kCached && columns >= 2 * kElementsPerThread * threads;
-  }
-
-  void run(int threads) const {
-    const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-    const bool streamed = should_stream(2 * rows * row_bytes, threads, false);
-    if (share_rows(rows, columns, threads) || large_parameters(threads))
-      return streamed ? by_columns<true>(threads) : by_columns<false>(threads);
-    // Rows of a few lines take longer to compute than to write.
-    if (row_bytes < 512 || !streamed) return by_rows<false>(threads);
-    should_stage(output, row_bytes) ? by_rows<false>(threads, true) : by_rows<true>(threads);
-  }
+  RowNormForward op_;
+  Kernel kernel_;
+  int64_t row_bytes_;
+  bool streamed_, is_wide_;
 };
 
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -25,6 +25,27 @@ V load_or(const P* p, int64_t at, int64_t count, V otherwise) {
   return p ? load(p + at, count) : otherwise;
 }
 
+// The rows of an array, where they lie.
+template <class T>
+struct StridedRows {
+  const T* first;
+  RowStrides strides;
+
+  const T* operator[](int64_t row) const {
+    if (row < strides.inner) return first + row * strides.inner_stride;
+    return first + row / strides.inner * strides.outer_stride + row % strides.inner * strides.inner_stride;
+  }
+  // How many rows, up to `most`, lie at a distance of inner_stride from `row` on.
+  int64_t even_rows(int64_t row, int64_t most) const {
+    return row + most <= strides.inner ? most : std::min(most, strides.inner - row % strides.inner);
+  }
+};
+
+template <class T>
+StridedRows<T> contiguous_rows(const T* first, int64_t rows, int64_t columns) {
+  return {first, {rows, 0, columns}};
+}
+
 // Threads share rows if dealing out whole rows would leave some of them idle for long.
 inline bool share_rows(int64_t rows, int64_t columns, int threads) {
   return columns >= 4 * kPiece && rows < 4 * threads && rows % threads != 0;
