@@ -80,10 +80,8 @@ struct RowGradients {
     return false;
   }
 
-  // The sums of one piece of row r of some.
-  Gradients piece_sums(const Rows& rows, int64_t r, int64_t piece) const {
-    const T *dy = rows.grad_output + r * rows.grad_output_stride, *x = rows.input + r * rows.input_stride;
-    const int64_t row = rows.first + r;
+  // The sums of one piece of a row, which is dy and x.
+  Gradients piece_sums(int64_t row, const T* dy, const T* x, int64_t piece) const {
     const auto weighted = [dy, x, w = weight](int64_t at, int64_t count, V(&in)[2]) NORMEXT_INLINE {
       in[0] = load(dy + at, count) * load_or(w, at, count, broadcast(S{1}));
       in[1] = load(x + at, count);
@@ -122,10 +120,20 @@ struct RowGradients {
     V gradient(V dy, V weight, V xhat) const { return fma(xhat, slope, fma(dy, weight, level)) * rstd; }
   };
   Row row_coefficients(int64_t row, const Gradients& sums) const {
-    const double n = static_cast<double>(columns), offset = -sums.offset(n);
+    const double n = static_cast<double>(columns);
+    if (!Statistics::kCentered) return {0, rstd[row], 0, static_cast<S>(-sums.g_xhat / n), 0};
+    const double offset = -sums.offset(n);
     const double near_offset = offset - static_cast<double>(mean_of(row)) * rstd[row];
     return {near(row) ? S{0} : mean_of(row), rstd[row], static_cast<S>(near(row) ? near_offset : offset),
             static_cast<S>(-sums.corrected(n) / n), static_cast<S>(-sums.g / n)};
+  }
+
+  // The sums of row r of some.
+  Gradients row_sums(const Rows& rows, int64_t r) const {
+    const T *dy = rows.grad_output + r * rows.grad_output_stride, *x = rows.input + r * rows.input_stride;
+    Gradients sums = piece_sums(rows.first + r, dy, x, 0);
+    for (int64_t piece = 1; piece < pieces_of(columns); ++piece) sums += piece_sums(rows.first + r, dy, x, piece);
+    return sums;
   }
 
   // Columns [begin, end) of some rows: writes grad_input and adds to the weight's and bias's totals, or writes their
@@ -200,15 +208,18 @@ struct RowGradients {
   void elementwise(const Rows& rows, const Row* row, int64_t begin, int64_t end, T* dx, double* weight_totals,
                    double* bias_totals) const {
     const V one = broadcast(S{1});
-    const int64_t dy_ahead = rows.ahead * rows.grad_output_stride, x_ahead = rows.ahead * rows.input_stride;
-    const auto vectors = [&, rows]<int kVectors>(int64_t at, int64_t count) NORMEXT_INLINE {
+    // Copies: what is referred to must be fetched again after every store.
+    const int64_t dy_stride = rows.grad_output_stride, x_stride = rows.input_stride, dx_stride = columns;
+    const int64_t ahead = rows.ahead, dy_ahead = ahead * dy_stride, x_ahead = ahead * x_stride;
+    const auto vectors = [=, this, first_dy = rows.grad_output, first_x = rows.input, added = rows.grad_sum,
+                          row_count = rows.count]<int kVectors>(int64_t at, int64_t count) NORMEXT_INLINE {
+      const T *grad_output = first_dy + at, *x = first_x + at;
+      int64_t i = at;
       V w[kVectors], dy_xhat[kVectors] = {}, dy_sum[kVectors] = {}, gradient[kVectors];
       for (int v = 0; v < kVectors; ++v) w[v] = load_or(weight, at + v * kLanes, count, one);
-      for (int64_t r = 0; r < rows.count; ++r) {
-        const T* const grad_output = rows.grad_output + r * rows.grad_output_stride + at;
-        const T* const x = rows.input + r * rows.input_stride + at;
+      for (int64_t r = 0; r < row_count; ++r, grad_output += dy_stride, x += x_stride, i += dx_stride) {
         const Coefficients<kAtZero> k(row[r]);
-        if (rows.ahead) {
+        if (ahead) {
           __builtin_prefetch(grad_output + dy_ahead, 0, 2);
           __builtin_prefetch(x + x_ahead, 0, 2);
         }
@@ -217,10 +228,10 @@ struct RowGradients {
           dy_xhat[v] = fma(dy, xhat, dy_xhat[v]);
           if constexpr (Statistics::kCentered) dy_sum[v] = dy_sum[v] + dy;
           gradient[v] = k.gradient(dy, w[v], xhat);
-          if constexpr (kAdds) gradient[v] = gradient[v] + load(rows.grad_sum + r * columns + at + v * kLanes, count);
+          if constexpr (kAdds) gradient[v] = gradient[v] + load(added + i + v * kLanes, count);
         }
         if (!dx) continue;
-        T* const to = dx + r * columns + at;
+        T* const to = dx + i;
         if constexpr (kVectors == 1) {
           kStream ? stream(to, gradient[0]) : store(to, gradient[0], count);
         } else {

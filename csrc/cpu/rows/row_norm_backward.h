@@ -68,7 +68,7 @@ class BackwardWork {
           numbers_(work.is_wide_ ? 2 * most * op_.columns : 0),
           gradients_(numbers_ + most * op_.columns) {}
 
-    void widen(Rows& rows, int64_t begin, int64_t end) const {
+    void widen(const Rows& rows, int64_t begin, int64_t end) const {
       with_type<X>(op_.dtype, [&]<class D>(Type<D>) {
         const StridedRows<D> grad_output{static_cast<const D*>(op_.grad_output), op_.grad_output_strides};
         for (int64_t r = 0; r < rows.count; ++r)
@@ -119,11 +119,7 @@ class BackwardWork {
         rows = wide.around(rows);
       }
       Row row[kRowsTogether];
-      for (int64_t r = 0; r < rows.count; ++r) {
-        Gradients sums = kernel.piece_sums(rows, r, 0);
-        for (int64_t piece = 1; piece < pieces_; ++piece) sums += kernel.piece_sums(rows, r, piece);
-        row[r] = kernel.row_coefficients(at + r, sums);
-      }
+      for (int64_t r = 0; r < rows.count; ++r) row[r] = kernel.row_coefficients(at + r, kernel.row_sums(rows, r));
       gradients<kStream>(kernel, rows, row, wide, 0, op_.columns, weight_totals, bias_totals);
       at += rows.count;
     }
@@ -199,7 +195,8 @@ class BackwardWork {
         if (is_wide_) wide.widen(rows, begin * kPiece, std::min(columns, end * kPiece));
         for (int64_t r = 0; r < rows.count; ++r)
           for (int64_t piece = begin; piece < end; ++piece)
-            partials[r * pieces_ + piece] = kernel.piece_sums(rows, r, piece);
+            partials[r * pieces_ + piece] = kernel.piece_sums(first + r, rows.grad_output + r * rows.grad_output_stride,
+                                                              rows.input + r * rows.input_stride, piece);
       });
       parallel_for(pieces_, threads, [&](int64_t begin_piece, int64_t end_piece, int) {
         const int64_t begin = begin_piece * kPiece, end = std::min(columns, end_piece * kPiece);
