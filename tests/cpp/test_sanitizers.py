@@ -5,7 +5,7 @@ into it:
 
 - for_vectors() in passes.h takes one element too many in its last step: where a masked vector instruction does it,
   AddressSanitizer does not see it and the page behind each array does;
-- normalize() in row_norm_forward.h reads x[-1]: poisoned memory;
+- normalize() in normalized_rows.h reads x[-1]: poisoned memory;
 - by_rows() in row_norm_backward.h gives every thread the totals of part 0: a data race.
 """
 
