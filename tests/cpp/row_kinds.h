@@ -213,9 +213,9 @@ class RowKindCase {
 };
 
 // Rows of less than a vector, heads, rows of some length; of several pieces, and few enough for threads to share them.
-// As many lines as threads, and fewer.
+// Lines as many as threads, and fewer.
 inline void test_row_kinds() {
-  constexpr int64_t kShapes[][2] = {{12, 5}, {12, 64}, {36, 300}, {12, 1031}, {6, 5000}, {6, 17000}};
+  constexpr int64_t kShapes[][2] = {{12, 5}, {12, 64}, {36, 300}, {12, 1031}, {12, 5000}, {6, 17000}};
   for (const auto& [rows, columns] : kShapes)
     for (const RowKind& kind : kRowKinds)
       for (const DTypes& t : kDTypes)
