@@ -37,7 +37,9 @@ class BackwardWork {
                     : by_rows<kStream>(kernel_, 0, op_.rows, threads);
     if constexpr (std::is_same_v<P, S>) {
       const int64_t lines = op_.rows / op_.lines.rows_per_line;
-      if (!shares && lines >= threads) return by_lines<kStream>(lines, threads);
+      // As share_rows, for lines of rows enough to share.
+      const bool shares_lines = op_.lines.rows_per_line >= threads && lines < 4 * threads && lines % threads != 0;
+      if (!shares && !shares_lines) return by_lines<kStream>(lines, threads);
       for_lines(0, lines, [&](const Kernel& kernel, int64_t first, int64_t last) {
         shares ? by_columns<kStream>(kernel, first, last, threads) : by_rows<kStream>(kernel, first, last, threads);
       });
