@@ -205,8 +205,8 @@ struct RowGradients {
 
   // The first row's grad_input begins at dx, if it is wanted.
   template <bool kStream, bool kAtZero, bool kAdds>
-  void elementwise(const Rows& rows, const Row* row, int64_t begin, int64_t end, T* dx, double* weight_totals,
-                   double* bias_totals) const {
+  NORMEXT_NOINLINE void elementwise(const Rows& rows, const Row* row, int64_t begin, int64_t end, T* dx,
+                                    double* weight_totals, double* bias_totals) const {
     const V one = broadcast(S{1});
     // Copies: what is referred to must be fetched again after every store.
     const int64_t dy_stride = rows.grad_output_stride, x_stride = rows.input_stride, dx_stride = columns;
