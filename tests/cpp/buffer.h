@@ -50,14 +50,15 @@ struct HalfFormat {
     return sign * std::ldexp(significand, (exponent ? exponent : 1) - bias() - mantissa_bits);
   }
 
-  // Truncates, and takes what is too small for a normal number as zero: inputs need no more.
+  // Truncates.
   uint16_t encode(double value) const {
     int exponent;
     const double fraction = std::frexp(std::fabs(value), &exponent);
     const int field = exponent - 1 + bias();
-    if (value == 0 || field < 1) return 0;
-    const int mantissa = static_cast<int>((2 * fraction - 1) * (1 << mantissa_bits));
-    return static_cast<uint16_t>((value < 0) << 15 | field << mantissa_bits | mantissa);
+    const bool is_normal = value != 0 && field >= 1;
+    const int mantissa = static_cast<int>(is_normal ? (2 * fraction - 1) * (1 << mantissa_bits)
+                                                    : std::ldexp(std::fabs(value), bias() - 1 + mantissa_bits));
+    return static_cast<uint16_t>((value < 0) << 15 | (is_normal ? field : 0) << mantissa_bits | mantissa);
   }
 };
 

@@ -56,7 +56,8 @@ inline double rounded(double value, DType dtype) {
   if (dtype == DType::float64) return value;
   const double single = static_cast<float>(value);
   if (dtype == DType::float32 || single == 0) return single;
-  const double spacing = 2 * unit(dtype) * std::exp2(std::floor(std::log2(std::fabs(single))));
+  const double least = dtype == DType::float16 ? 0x1p-24 : 0x1p-133;  // between subnormal numbers
+  const double spacing = std::max(least, 2 * unit(dtype) * std::exp2(std::floor(std::log2(std::fabs(single)))));
   return std::nearbyint(single / spacing) * spacing;
 }
 
