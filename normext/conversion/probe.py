@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._python_dispatch import _disable_current_modes
 
-from normext.conversion.classes import joined
+from normext.conversion.classes import joined, namesake
 from normext.conversion.kinds import Kind, candidates
 
 SCALES = (1.0, 1e3, 1e-2, 1e-3, 1e-4, 1e-6)  # of the rows, beside epsilons from 1e-12 on
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+IMAGE = (5, 3)  # height and width
 LARGEST = 1 << 22  # elements of an input: no norm has so many parameters, a table of embeddings has
 EXACT, DERIVED, ROUNDED = (1e-4, 3e-6), (1e-3, 1e-4), (5e-2, 1e-1)  # relative and absolute: gradients, half types
 
@@ -37,7 +38,7 @@ class Trial:
     training: bool = True
     autocast: bool = False
     gradients: bool = False
-    channels_last: bool = False  # where there are four dimensions
+    channels_last: bool = False  # of images only
 
     @property
     def tolerance(self) -> tuple[float, float]:
@@ -70,8 +71,9 @@ def recognize(module: Module) -> Kind | str:
         ]
         if not shapes:
             return "it takes other inputs than a norm"
-        usual = next((shape for shape in shapes if len(shape) == 4), shapes[-1])
-        given = [*((TRIALS[0], shape) for shape in shapes), *((trial, usual) for trial in TRIALS[1:])]
+        usual = next((shape for shape in shapes if shape[2:] == IMAGE), shapes[0])
+        trials = [trial for trial in TRIALS[1:] if usual[2:] == IMAGE or not trial.channels_last]
+        given = [*((TRIALS[0], shape) for shape in shapes), *((trial, usual) for trial in trials)]
         outcomes = [(here, _outcome(cls, cls.forward, module, *here)) for here in given]
         converted = joined(cls)
         for kind in candidates(module):
@@ -101,7 +103,8 @@ def _shapes(module: Module) -> list[tuple[int, ...]]:
     tail = tuple(tensors[0].shape) if tensors else getattr(module, "normalized_shape", (8,))
     rows = len(SCALES)
     shapes = [(rows, *between, *tail) for between in ((), (2,), (2, 3))]
-    shapes += [(rows, tail[0], *spatial) for spatial in ((3,), (3, 2), (3, 2, 2))]
+    if tensors or namesake(type(module)):  # nothing else has channels
+        shapes += [(rows, tail[0], *spatial) for spatial in ((3,), IMAGE, (3, *IMAGE))]
     return [shape for shape in shapes if max([math.prod(shape), *(t.numel() for t in tensors)]) <= LARGEST]
 
 
@@ -113,7 +116,7 @@ def _outcome(
     twin = _twin(cls, module, trial)
     scales = torch.tensor(SCALES if trial.input == FLOAT32 and not trial.gradients else [1.0] * len(SCALES))
     x = torch.randn(shape) * scales.view(-1, *[1] * (len(shape) - 1))
-    if trial.channels_last and x.ndim == 4:
+    if trial.channels_last:
         x = x.to(memory_format=torch.channels_last)
     x = x.to(trial.input).requires_grad_()
     before = set(vars(twin))
