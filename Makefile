@@ -12,7 +12,7 @@ RUN := PATH="$(BIN):$$PATH"
 READY := $(VENV)/.ready
 endif
 
-.PHONY: bench test emu gpu-bench gpu-test gpu-develop lint format develop wheel clean
+.PHONY: bench test emu gpu-bench gpu-test gpu-develop lint format develop wheel docs clean
 
 bench: develop
 	$(RUN) python3 -m benchmarks $(ARGS)
@@ -72,6 +72,11 @@ format: $(READY)
 
 wheel: $(READY)
 	$(RUN) python3 -m build --no-isolation
+
+# The site of docs/, in build/site. It is made of sources: nothing is built or imported for it.
+docs: $(READY)
+	$(RUN) pip install --quiet --group docs
+	$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 
 clean:
 	rm -rf build dist *.egg-info normext/*.so $(VENV)
