@@ -559,3 +559,56 @@ def check(model: nn.Module, x: Tensor) -> None:
     torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()), rtol=1e-3, atol=1e-3)
     normext.revert(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in twin.modules()]
+
+
+class GroupNormAct(nn.GroupNorm):
+    __module__ = "timm.layers.norm_act"
+
+    def __init__(self, groups: int, size: int) -> None:
+        super().__init__(groups, size)
+        self.drop, self.act = nn.Identity(), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)))
+
+
+def test_activations_are_computed_with_the_norm() -> None:
+    shared = nn.ReLU()
+    model = nn.Sequential(
+        nn.Sequential(nn.GroupNorm(2, 16), nn.SiLU()),
+        nn.Sequential(nn.InstanceNorm2d(16, affine=True), nn.LeakyReLU(0.2), nn.ReLU()),
+        GroupNormAct(4, 16),
+        nn.Sequential(nn.GroupNorm(4, 16), shared, nn.GroupNorm(2, 16), shared),  # in two places: it stays
+        nn.Sequential(nn.GroupNorm(4, 16), nn.Tanh()),  # none that norms know
+        nn.Sequential(nn.GroupNorm(4, 16), nn.SiLU()),
+    )
+    hooked = []
+    model[5][1].register_forward_pre_hook(lambda module, args: hooked.append(args))
+    drawn(model)
+    twin, x = copy.deepcopy(model), torch.randn(IMAGES)
+    report = normext.convert(model, fuse=True)
+    assert report.fused == {"0.0": "silu", "1.0": ("leaky_relu", 0.2), "2": "silu"}
+    assert len(report.converted) == 7 and "converted, with 'silu'" in str(report)
+    assert all(isinstance(a, type(b)) for a, b in zip(model.modules(), twin.modules(), strict=True))
+    assert list(model.state_dict()) == list(twin.state_dict())
+    for m in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model[:2]))):
+        y = x
+        for ours, theirs in zip(m, twin, strict=False):
+            y, expected = ours(y), theirs(y)
+            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    torch.autograd.backward([model(x).square().mean(), twin(x).square().mean()])
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+    assert hooked
+    normext.revert(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in twin.modules()]
+    assert all(vars(a).keys() == vars(b).keys() for a, b in zip(model.modules(), twin.modules(), strict=True))
+    torch.testing.assert_close(model(x), twin(x))
+
+
+def test_lazy_norms_become_what_they_would_have() -> None:
+    model = nn.Sequential(nn.LazyBatchNorm2d())
+    normext.convert(model)
+    model(torch.randn(IMAGES))
+    assert type(model[0]) is normext.BatchNorm2d
+    assert type(normext.revert(model)[0]) is nn.BatchNorm2d

@@ -85,15 +85,21 @@ def is_ours(cls: type) -> bool:
     return any(c in _TORCHS or c is Joined for c in cls.__mro__)
 
 
-def mark(module: Module, old: type[Module], new: type[Module]) -> None:
-    """Remembers, in the module, which class it had, for a copy and for what is unpickled as well."""
-    vars(module)[_MARK] = old, None if issubclass(new, Joined) else new  # a joined class knows, and cannot be pickled
+def mark(module: Module, old: type[Module], new: type[Module], attributes: dict[str, Any]) -> None:
+    """Gives the module attributes, and remembers them and which class it had: in itself, and so for copies."""
+    vars(module).update(attributes)
+    known = None if issubclass(new, Joined) else new  # a joined class knows, and cannot be pickled
+    vars(module)[_MARK] = old, known, list(attributes)
 
 
 def unmark(module: Module) -> type | None:
-    """The class that the module had before it was converted, if it was; and forgets it."""
-    mark = vars(module).pop(_MARK, None)
-    return mark and _before(type(module), *mark)
+    """The class that the module had before it was converted, if it was; and forgets what :func:`mark` gave it."""
+    if _MARK not in vars(module):
+        return None
+    old, new, attributes = vars(module).pop(_MARK)
+    for name in attributes:
+        del vars(module)[name]
+    return _before(type(module), old, new)
 
 
 def _before(cls: type, old: type, new: type | None) -> type:

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from normext import _C
 from normext.conversion.classes import DTYPES, NAMESAKES, is_ours, joined, mark, namesake, parametrized, rebased, unmark
+from normext.conversion.fusing import Change, fused
 from normext.conversion.probe import recognize
 
 TORCHS = (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase)
@@ -39,13 +40,16 @@ class Report:
     Attributes:
         converted: the class that each converted module had.
         left: class and reason of each norm that was left as it is.
+        fused: the activation that a converted norm computes too, if asked to fuse.
     """
 
     converted: dict[str, type[Module]] = field(default_factory=dict)
     left: dict[str, Left] = field(default_factory=dict)
+    fused: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        rows = [(_full_name(cls), "converted") for cls in self.converted.values()]
+        also = {name: f", with {activation!r}" for name, activation in self.fused.items()}
+        rows = [(_full_name(cls), f"converted{also.get(name, '')}") for name, cls in self.converted.items()]
         rows += [(_full_name(cls), f"left: {why}") for cls, why in self.left.values()]
         if not rows:
             return "no norms"
@@ -53,7 +57,7 @@ class Report:
         return "\n".join(f"{rows.count(row):>6}  {row[0]:<{width}}  {row[1]}" for row in dict.fromkeys(rows))
 
 
-def convert(model: Module) -> Report:
+def convert(model: Module, *, fuse: bool = False) -> Report:
     """Has the norms of a model computed by normext, in place: the modules get other classes, and stay what they are.
 
     Parameters, buffers, hooks, names, state_dict, shared modules, training flags and references held elsewhere (by an
@@ -79,6 +83,10 @@ def convert(model: Module) -> Report:
 
     Args:
         model: a module, itself a norm or with norms anywhere in it.
+        fuse: whether a GroupNorm or InstanceNorm is to compute the ReLU, LeakyReLU or SiLU after it as well, where one
+            follows the other in an ``nn.Sequential``, or in one of timm's norms that hold an activation. Its module
+            stays, and hands on what it is given. Left out are modules with hooks, and those that are in several
+            places. Not for a program that calls the parts of its ``Sequential`` by themselves.
 
     Returns:
         What was converted and what was not, by name; print it.
@@ -98,7 +106,7 @@ def convert(model: Module) -> Report:
     _check("convert", model)
     report = Report()
     found: dict[Any, type[Module] | str] = {}
-    changes: list[tuple[Module, type[Module]]] = []
+    changes: dict[Module, Change] = {}
     for name, module in model.named_modules():
         if is_ours(type(module)) or not _is_norm(module):
             continue
@@ -110,11 +118,15 @@ def convert(model: Module) -> Report:
             report.left[name] = Left(type(module), result)
         else:
             report.converted[name] = type(module)
-            changes.append((module, result))
-    for module, new in changes:
+            changes[module] = result, {}
+    if fuse:
+        changes = fused(model, changes)
+        activations = ((name, changes[m][1].get("activation")) for name, m in model.named_modules() if m in changes)
+        report.fused.update((name, activation) for name, activation in activations if activation)
+    for module, (new, attributes) in changes.items():
         cls, own = type(module), _own_class(module)
         module.__class__ = new if cls is own else rebased(cls, (new,))
-        mark(module, own, new)
+        mark(module, own, new, attributes)
     return report
 
 
