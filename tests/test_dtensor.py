@@ -20,6 +20,7 @@ import normext
 if not dist.is_available():
     pytest.skip("torch is built without torch.distributed", allow_module_level=True)
 
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import (
     DeviceMesh,
     Partial,
@@ -151,12 +152,37 @@ def _different_running_placements(mesh: DeviceMesh) -> None:
         normext.batch_norm(x, mean, var, training=True)
 
 
+class _RMSNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps, self.weight = 1e-6, nn.Parameter(torch.rand(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+def _converted(mesh: DeviceMesh) -> None:
+    """Before and after FSDP has put classes of its own over the norms'."""
+    for converted_first in (True, False):
+        model, x = nn.Sequential(nn.LayerNorm(8), _RMSNorm()), torch.randn(3, 8)
+        steps = [lambda m=model: normext.convert(m), lambda m=model: [fully_shard(part, mesh=mesh) for part in m]]
+        for step in steps if converted_first else steps[::-1]:
+            step()
+        assert isinstance(model[0], normext.LayerNorm) and not normext.convert(model).converted
+        model[1].unshard()
+        expected = nn.functional.rms_norm(model[0](x), [8], model[1].weight, 1e-6)
+        torch.testing.assert_close(model(x), expected)
+        model(x).sum().backward()
+        normext.revert(model)
+        assert not isinstance(model[0], normext.LayerNorm) and len(normext.convert(model).converted) == 2
+
+
 CASES: dict[str, Callable[[DeviceMesh], None]] = {
     f"{name}-{dim}": lambda mesh, name=name, dim=dim: _check(name, dim, mesh) for name in NORMS for dim in range(3)
 }
 CASES |= {
     case.__name__[1:]: case
-    for case in (_sequence_parallel, _two_dimensional_mesh, _inference, _different_running_placements)
+    for case in (_sequence_parallel, _two_dimensional_mesh, _inference, _different_running_placements, _converted)
 }
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.utils import parametrize
 
 from normext import modules
 
@@ -23,6 +22,7 @@ NAMESAKES: dict[type[Module], type[Module]] = {
 }
 _TORCHS = {ours: theirs for theirs, ours in NAMESAKES.items()}
 _joined: dict[Any, type[Module]] = {}
+WRAPPERS = ("torch.nn.utils.parametrize", "torch.distributed.fsdp")
 _MARK = "_before_normext"  # in the dictionary of a converted module
 
 
@@ -114,12 +114,17 @@ def _before(cls: type, old: type, new: type | None) -> type:
     return rebased(cls, tuple(_before(base, old, new) for base in cls.__bases__))
 
 
+def own_class(cls: type) -> Any:
+    """Without the classes that parametrizations and FSDP make around a module's own."""
+    return own_class(cls.__bases__[-1]) if cls.__module__.startswith(WRAPPERS) else cls
+
+
+def exchanged(cls: type, new: type) -> Any:
+    """The class with another in the place of the module's own."""
+    return rebased(cls, (*cls.__bases__[:-1], exchanged(cls.__bases__[-1], new))) if own_class(cls) is not cls else new
+
+
 def rebased(cls: type, bases: tuple[type, ...]) -> Any:
-    """The same class over other bases: for those that torch makes around a module's own, as parametrizations do."""
+    """The same class over other bases."""
     names = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     return type(cls)(cls.__name__, bases, names)
-
-
-def parametrized(module: Module) -> bool:
-    """Whether the module's class is one that ``torch.nn.utils.parametrize`` has put over its own."""
-    return parametrize.is_parametrized(module)

@@ -11,9 +11,10 @@ import torch
 from torch.jit import ScriptModule
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from normext import _C
-from normext.conversion.classes import DTYPES, NAMESAKES, is_ours, joined, mark, namesake, parametrized, rebased, unmark
+from normext.conversion.classes import DTYPES, NAMESAKES, exchanged, is_ours, joined, mark, namesake, own_class, unmark
 from normext.conversion.fusing import Change, fused
 from normext.conversion.probe import recognize
 
@@ -124,8 +125,8 @@ def convert(model: Module, *, fuse: bool = False) -> Report:
         activations = ((name, changes[m][1].get("activation")) for name, m in model.named_modules() if m in changes)
         report.fused.update((name, activation) for name, activation in activations if activation)
     for module, (new, attributes) in changes.items():
-        cls, own = type(module), _own_class(module)
-        module.__class__ = new if cls is own else rebased(cls, (new,))
+        own = own_class(type(module))
+        module.__class__ = exchanged(type(module), new)
         mark(module, own, new, attributes)
     return report
 
@@ -183,7 +184,7 @@ def _is_norm(module: Module) -> bool:
     cls = type(module)
     if isinstance(module, TORCHS) or cls in _converters:
         return True
-    if _own_class(module).__module__.startswith("torch.nn.utils"):  # a parametrization
+    if own_class(cls).__module__.startswith("torch.nn.utils"):  # a parametrization
         return False
     name = module.original_name if isinstance(module, ScriptModule) else cls.__name__
     called = re.search("norm(?!alize)", name, re.IGNORECASE) is not None
@@ -191,14 +192,9 @@ def _is_norm(module: Module) -> bool:
     return called and not any(child.state_dict(keep_vars=True) for child in children)
 
 
-def _own_class(module: Module) -> type[Module]:
-    """Its class, without what parametrizations have put over it."""
-    return type(module).__bases__[0] if parametrized(module) else type(module)
-
-
 def _new_class(module: Module) -> type[Module] | str:
     """The class that the module is to get, or why it is to stay as it is."""
-    cls = _own_class(module)
+    cls = own_class(type(module))
     if isinstance(module, ScriptModule):
         return "it is scripted: convert before torch.jit.script"
     if "forward" in vars(module):
@@ -215,12 +211,12 @@ def _new_class(module: Module) -> type[Module] | str:
         return "normext has no such norm"
     if base is not None and cls.__module__.split(".")[0] not in LIBRARIES:
         return f"it overrides {_overrides(cls)} of torch.nn.{base.__name__}"
-    if cls is not type(module):
+    if parametrize.is_parametrized(module):
         return "it is parametrized"
     beyond = list(inspect.signature(cls.forward).parameters)[2:]
     if beyond:
         return f"its forward takes more than a tensor: {', '.join(beyond)}"
-    kind = recognize(module)
+    kind = recognize(module, cls)
     return kind if isinstance(kind, str) else joined(cls, kind)
 
 

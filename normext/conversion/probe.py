@@ -62,10 +62,9 @@ TRIALS = (
 )
 
 
-def recognize(module: Module) -> Kind | str:
-    """What the module computes, or why it is none of them."""
+def recognize(module: Module, cls: type[Module]) -> Kind | str:
+    """What the module, of this class, computes; or why it is none of them."""
     with _undisturbed():
-        cls = type(module)
         shapes = [
             shape for shape in _shapes(module) if _outcome(cls, cls.forward, module, TRIALS[0], shape) is not None
         ]
