@@ -11,7 +11,7 @@ __all__ = ["show_config"]
 
 
 def show_config() -> None:
-    """Prints versions, instruction sets, threads, OpenMP and CUDA architectures, one a line."""
+    """Prints versions, instruction sets, threads, OpenMP, CUDA architectures and what is enabled, one a line."""
     info = _C.build_info
     lines = {
         "normext": __version__,
@@ -23,6 +23,7 @@ def show_config() -> None:
         "OpenMP": info["openmp"],
         "CUDA architectures": info["cuda_architectures"] or "none: built for the CPU only",
         "nvcc": info["nvcc"] or "none",
+        "enabled": ", ".join(_C.enabled_norms()) or "none of torch's norms (normext.enable)",
     }
     for name, value in lines.items():
         print(f"{name + ':':<20}{value}")

@@ -410,6 +410,23 @@ void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, cons
   check_not_differentiated(running_mean, running_var, training);
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_kernel(const Tensor& input,
+                                                                     const MaybeTensor& running_mean,
+                                                                     const MaybeTensor& running_var,
+                                                                     const MaybeTensor& weight, const MaybeTensor& bias,
+                                                                     bool training, double eps) {
+  return forward_kernel(input, running_mean, running_var, weight, bias, training, eps);
+}
+Gradients batch_norm_backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                                     const Tensor& rstd, const MaybeTensor& weight, bool training, double eps,
+                                     Mask mask) {
+  return backward_kernel(grad_output, input, mean, rstd, weight, training, eps, mask);
+}
+void batch_norm_update_stats_kernel(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                                    const Tensor& var, int64_t count, double momentum) {
+  update_stats_kernel(running_mean, running_var, mean, var, count, momentum);
+}
+
 TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) {
   m.impl("batch_norm", composite);
   m.impl("check_batch_norm", check_batch_norm);

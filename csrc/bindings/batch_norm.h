@@ -15,4 +15,16 @@ void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, cons
 // is then let be.
 void check_not_differentiated(const MaybeTensor& running_mean, const MaybeTensor& running_var, bool training);
 
+// The kernels: no dispatcher, no derivative.
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_kernel(const Tensor& input,
+                                                                     const MaybeTensor& running_mean,
+                                                                     const MaybeTensor& running_var,
+                                                                     const MaybeTensor& weight, const MaybeTensor& bias,
+                                                                     bool training, double eps);
+Gradients batch_norm_backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                                     const Tensor& rstd, const MaybeTensor& weight, bool training, double eps,
+                                     Mask mask);
+void batch_norm_update_stats_kernel(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                                    const Tensor& var, int64_t count, double momentum);
+
 }  // namespace normext

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "batch_norm.h"
+#include "enable.h"
 #include "row_norm.h"
 
 namespace py = pybind11;
@@ -139,6 +140,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("supported_isas", supported_isas);
   m.def("get_isa", get_isa);
   m.def("set_isa", set_isa);
+  m.def("replaceable_norms", replaceable_norms);
+  m.def("enabled_norms", enabled_norms);
+  m.def("set_enabled_norms", set_enabled_norms);
   m.attr("build_info") = build_info();
 }
 

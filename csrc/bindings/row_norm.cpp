@@ -348,12 +348,15 @@ Tensor layer_norm_composite(const Tensor& input, c10::SymIntArrayRef normalized_
 }
 
 // Without an eps it is the least step of the dtype that is computed in, as in torch.
-Tensor rms_norm_composite(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
-                          std::optional<double> eps, double weight_offset) {
+double given_or_step(std::optional<double> eps, const Tensor& input) {
   const double step = statistics_type(input) == at::kDouble ? std::numeric_limits<double>::epsilon()
                                                             : std::numeric_limits<float>::epsilon();
-  return std::get<0>(
-      call_forward(rms_norm_of(eps.value_or(step), weight_offset), input, normalized_shape, weight, std::nullopt));
+  return eps.value_or(step);
+}
+Tensor rms_norm_composite(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                          std::optional<double> eps, double weight_offset) {
+  return std::get<0>(call_forward(rms_norm_of(given_or_step(eps, input), weight_offset), input, normalized_shape,
+                                  weight, std::nullopt));
 }
 
 // kForward and kBackward are of a kind above: kernels, shapes or derivatives.
@@ -413,6 +416,28 @@ void check_layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape,
 void check_rms_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
                     std::optional<double> eps, double weight_offset) {
   check(rms_norm_of(eps.value_or(0), weight_offset), input, normalized_shape, or_undefined(weight), {});
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_kernel(const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                                                             const MaybeTensor& weight, const MaybeTensor& bias,
+                                                             double eps) {
+  return forward_kernel(layer_norm_of(eps, 0), input, normalized_shape, weight, bias);
+}
+Gradients layer_norm_backward_kernel(const Tensor& grad_output, const Tensor& input,
+                                     c10::SymIntArrayRef normalized_shape, const Tensor& mean, const Tensor& rstd,
+                                     const MaybeTensor& weight, Mask mask) {
+  return backward_kernel(layer_norm_of(0, 0), grad_output, input, normalized_shape, mean, rstd, weight, mask);
+}
+std::tuple<Tensor, Tensor> rms_norm_forward_kernel(const Tensor& input, at::IntArrayRef normalized_shape,
+                                                   const MaybeTensor& weight, std::optional<double> eps) {
+  return rms_norm_forward<forward_kernel>(input, c10::fromIntArrayRefSlow(normalized_shape), weight,
+                                          given_or_step(eps, input), 0);
+}
+std::tuple<Tensor, Tensor> rms_norm_backward_kernel(const Tensor& grad_output, const Tensor& input,
+                                                    at::IntArrayRef normalized_shape, const Tensor& rstd,
+                                                    const MaybeTensor& weight, std::array<bool, 2> mask) {
+  return rms_norm_backward<backward_kernel>(grad_output, input, c10::fromIntArrayRefSlow(normalized_shape), rstd,
+                                            weight, 0, mask, 0);
 }
 
 TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) {
