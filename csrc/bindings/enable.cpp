@@ -1,9 +1,11 @@
 #include "enable.h"
 
+#include <ATen/Dispatch.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -24,9 +26,7 @@ constexpr Device kDevices[] = {
 #endif
 };
 
-bool includes(Where places, Where place) {
-  return (static_cast<uint8_t>(places) & static_cast<uint8_t>(place)) != 0;
-}
+bool includes(Where places, Where place) { return (static_cast<uint8_t>(places) & static_cast<uint8_t>(place)) != 0; }
 
 const std::vector<Replacement>& table() {
   static const auto table = [] {
@@ -82,6 +82,37 @@ Libraries registered(const std::string& norm, bool staying) {
 }
 
 }  // namespace
+
+// On the CPU a short array is mapped here: a call through torch's dispatcher costs as much as a small norm.
+static bool is_short(const Tensor& tensor) {
+  return tensor.is_cpu() && tensor.numel() <= 4096 && tensor.is_contiguous();
+}
+
+Tensor as_type(const Tensor& tensor, at::ScalarType type) {
+  if (!tensor.defined() || tensor.scalar_type() == type) return tensor;
+  const auto half = type == at::kFloat ? tensor.scalar_type() : type;
+  if (!is_short(tensor) || !at::isReducedFloatingType(half) || (half == type && tensor.scalar_type() != at::kFloat))
+    return tensor.to(type);
+  Tensor result = empty(tensor, tensor.sym_sizes(), type);
+  AT_DISPATCH_REDUCED_FLOATING_TYPES(half, "as_type", [&] {
+    if (half == type)
+      std::copy_n(tensor.const_data_ptr<float>(), tensor.numel(), result.mutable_data_ptr<scalar_t>());
+    else
+      std::copy_n(tensor.const_data_ptr<scalar_t>(), tensor.numel(), result.mutable_data_ptr<float>());
+  });
+  return result;
+}
+
+Tensor rstd_of(const Tensor& var, double eps) {
+  if (!is_short(var)) return var.add(eps).rsqrt_();
+  Tensor result = empty(var, var.sym_sizes(), var.scalar_type());
+  AT_DISPATCH_FLOATING_TYPES(var.scalar_type(), "rstd_of", [&] {
+    const auto rstd = [eps](double v) { return static_cast<scalar_t>(1 / std::sqrt(v + eps)); };
+    const auto* const first = var.const_data_ptr<scalar_t>();
+    std::transform(first, first + var.numel(), result.mutable_data_ptr<scalar_t>(), rstd);
+  });
+  return result;
+}
 
 std::vector<std::string> replaceable_norms() { return names(); }
 

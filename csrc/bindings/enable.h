@@ -89,9 +89,11 @@ inline at::ScalarType saved_type(const Tensor& input, at::ScalarType parameters)
   return input.is_cpu() ? parameters : statistics_type(input);
 }
 
-inline Tensor as_type(const Tensor& tensor, at::ScalarType type) {
-  return tensor.defined() && tensor.scalar_type() != type ? tensor.to(type) : tensor;
-}
+// The tensor, which may be undefined, in that dtype.
+Tensor as_type(const Tensor& tensor, at::ScalarType type);
+
+// 1 / sqrt(var + eps)
+Tensor rstd_of(const Tensor& var, double eps);
 
 // Saved statistics as the kernels read them, one for each row or channel, of whatever dtype.
 inline bool takes_saved(const Tensor& input, const Tensor& saved, int64_t count) {

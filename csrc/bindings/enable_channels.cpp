@@ -36,7 +36,8 @@ bool takes(const Arguments& a, bool training, double eps, at::ScalarType& parame
 BatchNorm forward(const Arguments& a, bool training, double momentum, double eps, at::ScalarType saved) {
   auto [output, mean, rstd, var] =
       batch_norm_forward_kernel(a.input, a.running_mean, a.running_var, a.weight, a.bias, training, eps);
-  if (!training) return {std::move(output), empty(a.input, c10::SymInt(0), saved), empty(a.input, c10::SymInt(0), saved)};
+  if (!training)
+    return {std::move(output), empty(a.input, c10::SymInt(0), saved), empty(a.input, c10::SymInt(0), saved)};
   if (has(a.running_mean))
     batch_norm_update_stats_kernel(*a.running_mean, *a.running_var, mean, var, a.input.numel() / a.input.size(1),
                                    momentum);
@@ -64,7 +65,7 @@ bool takes(const BackwardArguments& a) {
 Gradients backward(const BackwardArguments& a, Mask mask) {
   const auto type = statistics_type(a.input);
   const Tensor mean = as_type(*a.mean(), type);
-  const Tensor rstd = a.training ? as_type(*a.save_rstd, type) : as_type(*a.running_var, type).add(a.eps).rsqrt_();
+  const Tensor rstd = a.training ? as_type(*a.save_rstd, type) : rstd_of(as_type(*a.running_var, type), a.eps);
   auto [grad_input, grad_weight, grad_bias] =
       batch_norm_backward_kernel(a.grad_output, a.input, mean, rstd, a.weight, a.training, a.eps, mask);
   const auto parameters = has(a.weight) ? a.weight->scalar_type() : a.mean()->scalar_type();
@@ -118,9 +119,7 @@ Gradients native_batch_norm_backward(c10::DispatchKeySet keys, const Tensor& gra
 
 // ------------------------------------------------------------------------------------------------ with a reserve
 // What our forward saved cuDNN could not read, without its reserve: the backward kernels stay on CUDA, for that alone.
-bool takes_reserve(const Tensor& reserve) {
-  return reserve.scalar_type() == kOurReserve || is_enabled("batch_norm");
-}
+bool takes_reserve(const Tensor& reserve) { return reserve.scalar_type() == kOurReserve || is_enabled("batch_norm"); }
 
 BatchNormWithReserve with_reserve(const BatchNorm& outputs) {
   const auto& [output, mean, rstd] = outputs;

@@ -13,8 +13,7 @@ template <class Shape, class... Tensors>
 bool takes_shapes(const Tensor& input, const Shape& normalized_shape, const Tensors&... parameters) {
   const auto sizes = input.sizes();
   const auto fits = [&](at::IntArrayRef given) {
-    return given.size() == normalized_shape.size() &&
-           std::equal(given.begin(), given.end(), normalized_shape.begin());
+    return given.size() == normalized_shape.size() && std::equal(given.begin(), given.end(), normalized_shape.begin());
   };
   return !normalized_shape.empty() && sizes.size() >= normalized_shape.size() &&
          fits(sizes.slice(sizes.size() - normalized_shape.size())) &&
