@@ -65,7 +65,7 @@ bool takes_rms_norm(const Tensor& input, at::IntArrayRef normalized_shape, const
 
 RMSNorm fused_rms_norm(c10::DispatchKeySet keys, const Tensor& input, at::IntArrayRef normalized_shape,
                        const MaybeTensor& weight, std::optional<double> eps) {
-  if (!takes_rms_norm(input, normalized_shape, weight))
+  if (input.numel() == 0 || !takes_rms_norm(input, normalized_shape, weight))
     return call_torch<&fused_rms_norm>(keys, input, normalized_shape, weight, eps);
   return rms_norm_forward_kernel(input, normalized_shape, weight, eps);
 }
