@@ -1,7 +1,6 @@
 """enable(): torch's own norm operators, computed by normext's kernels, compute what they did."""
 
 import copy
-import doctest
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -141,12 +140,6 @@ def test_other_threads_compute_meanwhile() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-@pytest.mark.parametrize("function", [normext.enable, normext.enabled])
-def test_examples_in_docstrings(function: Callable) -> None:
-    (example,) = doctest.DocTestFinder(recurse=False).find(function, globs={"torch": torch, "normext": normext})
-    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 # torch's own samples, and the errors it raises
