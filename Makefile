@@ -18,7 +18,7 @@ bench: develop
 	$(RUN) python3 -m benchmarks $(ARGS)
 
 test: develop lint
-	$(RUN) python3 -m pytest $(ARGS)
+	$(RUN) OMP_WAIT_POLICY=passive python3 -m pytest $(PARALLEL) $(ARGS)
 
 # The CUDA kernels without a GPU: emulated under sanitizers, in every schedule, through the whole suite; the code that
 # nvcc makes of them.
@@ -30,14 +30,15 @@ gpu-bench: gpu-develop
 	$(RUN) python3 -m benchmarks --device cuda $(ARGS)
 
 gpu-test: gpu-develop
-	$(RUN) OMP_NUM_THREADS=2 python3 -m pytest $(PARALLEL) $(ARGS)
+	$(RUN) OMP_NUM_THREADS=2 python3 -m pytest -n 8 $(ARGS)
 	if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
 	  $(RUN) PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --kernel-name kns=normext \
 	  --report-api-errors no --error-exitcode 1 python3 -m pytest -q tests/test_cuda.py -k every_schedule || exit 1; \
 	done; fi
 
-# Several processes share the GPU, where pytest-xdist is installed.
-PARALLEL = $$($(RUN) python3 -c "import xdist; print('-n 8')" 2>/dev/null)
+# Whole files go to the processes, the first of them first: those that take longest. Threads that wait leave the cores
+# to the other processes.
+PARALLEL = -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 gpu-develop: export FORCE_CUDA = 1
 gpu-develop: $(READY)

@@ -22,12 +22,12 @@ struct NamedDevice {
 const NamedDevice kDevices[] = {{{.sm_count = 2, .max_shared_bytes = 227 << 10, .has_clusters = true}, "clusters"},
                                 {{.sm_count = 24, .max_shared_bytes = 48 << 10, .has_clusters = false}, "no clusters"}};
 
-// Large cases: forward on both devices, the other schedules on one.
-std::vector<Setting> make_settings(bool large) {
+// Forward on both devices, the other schedules on one.
+std::vector<Setting> make_settings() {
   std::vector<Setting> settings;
   for (const NamedDevice& device : kDevices) {
     for (const Schedule& schedule : kSchedules) {
-      if (large && schedule.order == (device.device.has_clusters ? emu::Order::random : emu::Order::backward)) continue;
+      if (schedule.order == (device.device.has_clusters ? emu::Order::random : emu::Order::backward)) continue;
       settings.push_back({schedule.name + std::string(" schedule, ") + device.name, [&] {
                             emu::options.order = schedule.order;
                             emu::device = device.device;
@@ -42,9 +42,9 @@ std::vector<Setting> make_settings(bool large) {
 const bool kTakesRowKinds = false;
 const int64_t kLarge = 4000;
 
-const std::vector<Setting>& settings(int64_t elements) {
-  static const std::vector<Setting> every = make_settings(false), fewer = make_settings(true);
-  return elements < kLarge ? every : fewer;
+const std::vector<Setting>& settings(int64_t) {
+  static const std::vector<Setting> every = make_settings();
+  return every;
 }
 
 template <class Op>

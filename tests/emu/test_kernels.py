@@ -1,6 +1,6 @@
 """The CUDA kernels, emulated, against float64 oracles: see tests/cpp/kernels.cpp for what, emulated.cpp for how.
 
-Under AddressSanitizer and UndefinedBehaviorSanitizer in every schedule; and once more to count what has run: every line
+Under AddressSanitizer and UndefinedBehaviorSanitizer in every schedule, while it is counted what has run: every line
 of csrc/cuda, and every kernel for every dtype and shape of launch.
 
 That they find what they are for was tried with faults planted in the kernels, one at a time, each found within seconds:
@@ -24,6 +24,7 @@ import pytest
 from toolkit import PACKAGES, cuda_include
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "emulated-address-undefined"
 SCHEDULES = ["forward schedule", "backward schedule", "random schedule"]
 
 # cmake and ninja may stand beside this Python without being on the path.
@@ -38,37 +39,34 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def build(folder: Path, option: str) -> Path:
-    """The program of checks, built with an option of CMakeLists.txt."""
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, subprocess.CompletedProcess[str]]:
+    """What the program of checks says of each schedule; the counts of what has run lie in its build folder."""
     headers = f"-DCUDAToolkit_INCLUDE_DIR={cuda_include()}"
     for command in (
-        ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, option, headers],
-        ["cmake", "--build", folder, "--target", "emulated_checks"],
+        ["cmake", "-G", "Ninja", "-S", ROOT, "-B", FOLDER, "-DNORMEXT_SANITIZE=address,undefined", headers],
+        ["cmake", "--build", FOLDER, "--target", "emulated_checks"],
     ):
         result = run(*command)
         assert result.returncode == 0, f"{command[0]} failed:\n{result.stdout[-8000:]}"
-    return folder / "emulated_checks"
-
-
-def test_with_sanitizers_in_every_schedule() -> None:
-    program = build(ROOT / "build" / "sanitize-address-undefined", "-DNORMEXT_SANITIZE=address,undefined")
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for schedule, result in zip(SCHEDULES, threads.map(lambda name: run(program, name), SCHEDULES), strict=True):
-            assert result.returncode == 0, f"{schedule}:\n{result.stdout[-8000:]}"
-            assert " 0 results wrong" in result.stdout
-
-
-def test_every_line_and_every_kernel_has_run() -> None:
-    folder = ROOT / "build" / "coverage"
-    program = build(folder, "-DNORMEXT_COVERAGE=ON")
-    for counts in folder.rglob("*.gcda"):
+    for counts in FOLDER.rglob("*.gcda"):
         counts.unlink()
-    result = run(program, SCHEDULES[0])
-    assert result.returncode == 0, result.stdout[-8000:]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        results = threads.map(lambda name: run(FOLDER / "emulated_checks", name), SCHEDULES)
+        return dict(zip(SCHEDULES, results, strict=True))
 
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_with_sanitizers(outcomes: dict[str, subprocess.CompletedProcess[str]], schedule: str) -> None:
+    assert outcomes[schedule].returncode == 0, outcomes[schedule].stdout[-8000:]
+    assert " 0 results wrong" in outcomes[schedule].stdout
+
+
+@pytest.mark.usefixtures("outcomes")
+def test_every_line_and_every_kernel_has_run() -> None:
     lines: Counter[str] = Counter()
     functions: Counter[str] = Counter()
-    for counts in folder.rglob("*.gcda"):
+    for counts in FOLDER.rglob("*.gcda"):
         report = subprocess.run(
             [os.environ.get("GCOV", "gcov"), "--json-format", "--stdout", "--demangled-names", counts],
             check=True,
