@@ -17,8 +17,8 @@ FOLDER = build_folder(torch.__version__)  # setup.py's
 # What is about other builds of the kernels, or about no kernels at all: compilers, exporters and tracers see operators,
 # which are the same ones here.
 FILES = (
-    "benchmarks", "build", "link", "compile", "convert", "dtensor", "enable_tools", "example_scripts", "integrations",
-    "onnx", "overrides", "readme", "tracing",
+    "benchmarks", "build", "link", "compile", "convert", "dtensor", "enable", "enable_tools", "example_scripts",
+    "integrations", "onnx", "overrides", "readme", "tracing",
 )  # fmt: skip
 ELSEWHERE = ["tests/cpp", "tests/emu", "tests/static", *(f"tests/test_{name}.py" for name in FILES)]
 
