@@ -1,7 +1,6 @@
 """convert and revert: which norms are computed by normext, that nothing else of a model changes, and what is left."""
 
 import copy
-import doctest
 import io
 import itertools
 import pickle
@@ -510,14 +509,6 @@ def test_one_s_own_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_errors(call: Callable[[], object], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         call()
-
-
-@pytest.mark.parametrize("function", [normext.convert, normext.register])
-def test_examples_of_docstrings(function: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["normext.conversion.convert"], "_converters", {})
-    names = {"torch": torch, "normext": normext, "__name__": "__main__"}
-    (example,) = doctest.DocTestFinder(recurse=False).find(function, globs=names)
-    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def norms(model: nn.Module) -> list[nn.Module]:
