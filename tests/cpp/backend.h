@@ -31,6 +31,7 @@ struct RowNormShape {
   bool every_norm = true;  // else LayerNorm alone, for the sake of time: what it is for is common to both
 };
 std::vector<RowNormShape> row_norm_shapes();
+std::vector<int64_t> columns_of_sums();  // of aligned rows of input + residual, beside the shapes of row_kinds.h
 std::vector<ChannelNormShape> batch_norm_shapes();
 
 }  // namespace normext::test

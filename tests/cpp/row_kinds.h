@@ -63,12 +63,12 @@ inline double rounded(double value, DType dtype) {
 
 class RowKindCase {
  public:
-  RowKindCase(const RowKind& kind, int64_t rows, int64_t columns, const DTypes& dtypes)
+  RowKindCase(const RowKind& kind, int64_t rows, int64_t columns, const DTypes& dtypes, bool shifted)
       : kind_(kind),
         rows_(rows),
         columns_(columns),
         t_(dtypes),
-        arrays_(cases, cases % 2 == 1),
+        arrays_(cases, shifted),
         strides_(strides_of(kind.layout, rows, columns)),
         lines_{kind.rows_per_line ? kind.rows_per_line : rows, 2 * columns + 1, columns + 2},
         sum_type_(kind.residual == Residual::wide ? DType::float32 : dtypes.data),
@@ -217,10 +217,19 @@ class RowKindCase {
 // Lines as many as threads, and fewer.
 inline void test_row_kinds() {
   constexpr int64_t kShapes[][2] = {{12, 5}, {12, 64}, {36, 300}, {12, 1031}, {12, 5000}, {6, 17000}};
-  for (const auto& [rows, columns] : kShapes)
-    for (const RowKind& kind : kRowKinds)
-      for (const DTypes& t : kDTypes)
-        if (kind.residual != Residual::wide || is_half(t.data)) RowKindCase(kind, rows, columns, t).test();
+  for (const RowKind& kind : kRowKinds) {
+    for (const DTypes& t : kDTypes) {
+      if (kind.residual == Residual::wide && !is_half(t.data)) continue;
+      for (const auto& [rows, columns] : kShapes) RowKindCase(kind, rows, columns, t, cases % 2 == 1).test();
+      if (kind.residual == Residual::none || t.param != t.data || kind.rows_per_line) continue;
+      for (const int64_t columns : columns_of_sums()) {
+        RowKind dense = kind;
+        dense.layout = Layout::dense;
+        dense.grad_sum = true;
+        RowKindCase(dense, 2, columns, t, false).test();
+      }
+    }
+  }
 }
 
 }  // namespace normext::test

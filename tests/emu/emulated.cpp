@@ -1,6 +1,8 @@
 // emulated.cpp -- CUDA's kernels, emulated: every schedule, on a device with clusters and one without.
+#include <set>
+
 #include "backend.h"
-#include "emulator.h"
+#include "cuda/rows/row_launches.cuh"
 #include "run_emulated.h"
 
 namespace normext::test {
@@ -39,7 +41,7 @@ std::vector<Setting> make_settings() {
 
 }  // namespace
 
-const bool kTakesRowKinds = false;
+const bool kTakesRowKinds = true;
 const int64_t kLarge = 4000;
 
 const std::vector<Setting>& settings(int64_t) {
@@ -57,23 +59,52 @@ template void run(const BatchNormForward&);
 template void run(const BatchNormBackward&);
 template void run(const BatchNormUpdate&);
 
+namespace {
+
+// The columns of the longest rows of every entry of a table: whole vectors, or one column less, for rows that are not.
+template <class T, const auto& kLaunches>
+void add_longest(bool aligned, std::set<int64_t>& columns) {
+  for (const cuda::RowLaunch& launch : kLaunches) columns.insert(launch.vectors * cuda::kVec<T> - (aligned ? 0 : 1));
+}
+template <class T, class Source, bool kAligned>
+void add_longest(std::set<int64_t>& columns) {
+  add_longest<T, cuda::forward_launches<T, Source, kAligned>()>(kAligned, columns);
+  add_longest<T, cuda::backward_launches<T, Source, kAligned>()>(kAligned, columns);
+}
+
+}  // namespace
+
 std::vector<RowNormShape> row_norm_shapes() {
+  std::set<int64_t> columns = {1, 2, 7, 8, 9};  // less than a vector, and more
+  const auto add = [&]<class T>() {
+    add_longest<T, cuda::InputRows<T>, true>(columns);
+    add_longest<T, cuda::InputRows<T>, false>(columns);
+  };
+  add.template operator()<double>();
+  add.template operator()<float>();
+  add.template operator()<__half>();
   std::vector<RowNormShape> shapes;
-  // A part of a warp a row: one vector each, of 2, 4 or 8 elements, that the row fills or does not.
-  for (const int64_t columns : {1, 2, 7, 8, 9, 16, 32, 33, 64, 65, 128}) {
-    for (const int64_t rows : {1, 3, 33}) shapes.push_back({rows, columns});
+  for (const int64_t c : columns) {
+    if (c <= 128) shapes.push_back({33, c});  // several to a block
+    if (c <= 16384) shapes.push_back({c < 2048 ? 3 : 2, c});
+    if (c > 16384) shapes.push_back({1, c});
   }
-  // From there on each number of lanes and vectors, for each size of element: at its limit and one beyond.
-  for (const int64_t columns : {129, 192, 256, 257, 511, 512, 513, 768, 1024, 1025, 2047, 2048})
-    shapes.push_back({3, columns});
-  for (const int64_t columns : {2049, 3072, 4096, 4097, 8192, 8193, 16384, 16385}) shapes.push_back({2, columns});
-  // Clusters of two backward where there are any, and rows that fit nowhere.
-  for (const int64_t columns : {32768, 40000}) shapes.push_back({1, columns});
-  for (const int64_t columns : {32769, 65536, 65600, 131073}) shapes.push_back({1, columns, false});
-  // Blocks that go round several times, and more lines of partial sums than are added up at once.
+  // Rows that fit nowhere.
+  shapes.push_back({1, 40000});
+  for (const int64_t c : {32769, 65536, 65600, 131073}) shapes.push_back({1, c, false});
+  // Blocks that go round several times, and more partial sums than are added up at once.
   // Two rows to a block, no row fetched ahead, rows of any alignment.
   shapes.insert(shapes.end(), {{200, 24}, {4000, 8}, {40, 300}, {5, 9000}, {41, 1536}, {7, 16384, false}, {61, 1031}});
   return shapes;
+}
+
+// Input + residual has kernels for aligned rows alone.
+std::vector<int64_t> columns_of_sums() {
+  std::set<int64_t> columns;
+  add_longest<float, cuda::SumRows<float>, true>(columns);
+  add_longest<__half, cuda::SumRows<__half>, true>(columns);
+  add_longest<__half, cuda::SumRows<float>, true>(columns);
+  return {columns.begin(), columns.end()};
 }
 
 // clang-format off

@@ -113,6 +113,7 @@ void __stcs(T* to, std::type_identity_t<T> value) {
   *to = value;
 }
 
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline double rsqrt(double x) { return 1 / std::sqrt(x); }
 // Rounded once: exact to the last bit for every float, as tried.

@@ -1,7 +1,7 @@
 """What nvcc makes of the CUDA kernels: registers, local memory, and how data is moved. No GPU is needed.
 
-The compiler is free to undo what the sources mean, and says nothing. Rules hold for every kernel; the table in
-cubins.json holds the figures, which change only on purpose, after a look at the difference:
+The compiler is free to undo what the sources mean, and says nothing. Rules hold for every kernel. What a family of
+kernels takes at most, in all its instantiations, stands in cubins.json, and changes only on purpose:
 
     python tests/static/test_cubins.py --update
 
@@ -21,13 +21,18 @@ tiles whose loads each waited for the one before, since their values were widene
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-from disassembly import ARCHITECTURES, Kernel, kernels, nvcc_version
+from disassembly import ARCHITECTURES, CUBINS, ROOT, SOURCES, Kernel, kernels, nvcc_version, run
+
+sys.path.insert(0, str(ROOT / "tests" / "emu"))
+from toolkit import PACKAGES, cuda_include
 
 TABLE = Path(__file__).with_name("cubins.json")
 
@@ -66,12 +71,19 @@ class Shape:
         self.wide = 2 if self.half else 1  # vectors of the compute type in a vector of elements
         self.is_row = self.name.startswith("row_norm")
         self.centered = "Uncentered" not in arguments
-        self.is_long = self.name.startswith("long_")
+        self.is_long = self.name.startswith(("long_", "add_rows"))
         self.is_onchip = self.name.endswith("onchip_kernel")
-        self.is_tiled = re.match("(sum|map)_(planes|columns)", self.name) is not None
-        self.cluster = self.name != "row_norm_forward_kernel" and arguments[4 if self.is_row else -1] == "true"
+        self.is_tiled = re.match("sum_(planes|columns|rows)|map_(planes|columns)", self.name) is not None
+        if self.is_row:  # type, statistics, source, lanes, vectors; backward: whether by clusters; whether aligned
+            self.cluster = self.name == "row_norm_backward_kernel" and arguments[5] == "true"
+        else:
+            self.cluster = arguments[-1] == "true"
         self.aligned = not self.is_row or arguments[-1] == "true"
-        self.lanes, self.vectors = (int(arguments[2]), int(arguments[3])) if self.is_row else (0, 0)
+        self.lanes, self.vectors = (int(arguments[3]), int(arguments[4])) if self.is_row else (0, 0)
+        self.adds = "SumRows" in kernel.key
+        # Vectors of a sum's type, which may be float32, in a vector of half elements.
+        mixed = "SumRows<float>" in kernel.key or (self.is_long and arguments[1] == "float")
+        self.of_sum = 2 if self.half and mixed else 1
         self.threads = self.threads_of_block(arguments)
         self.function = arguments[1] if self.is_tiled else ""  # the sum, or the map
         self.access = int(arguments[2 if self.is_tiled else 1]) if self.is_tiled or self.is_onchip else 1
@@ -86,10 +98,10 @@ class Shape:
         self.sums = 1 if self.function.startswith(("SquareSums", "UncenteredGradientSums")) else min(self.inputs, 2) + 1
         self.is_group = self.name.startswith("group_norm")
         self.copies = self.name == "group_norm_backward_onchip_kernel"  # to shared memory, past the registers
-        self.parameters = 2 if self.centered else 1  # a row's: weight and bias, or the weight
+        self.parameters = 2 if self.centered or self.is_long else 1  # a row's: weight and bias, or the weight
         self.statistics = 2 if self.centered else 1  # mean and rstd, or rstd
         self.row_sums = 3 if self.centered else 1  # forward: the mean's, then two; backward: all at once
-        self.source = arguments[-2] if self.name == "sum_planes_kernel" else ""
+        self.source = arguments[-2] if self.name in ("sum_planes_kernel", "sum_rows_kernel") else ""
         self.coefficients = arguments[-1] if self.is_tiled else ""
 
     def threads_of_block(self, arguments: list[str]) -> int:
@@ -145,16 +157,30 @@ def no_generic_accesses(kernel: Kernel, architecture: str) -> Iterator[str]:
         yield from at_most(kernel, 0, "loads from an unknown address space", GENERIC_LOAD)
 
 
+@cache
+def row_launches() -> dict[str, list[int]]:
+    """The kernels of rows in csrc/cuda's launch tables, and blocks an SM is to have: before sm_100, from there on."""
+    program = CUBINS / "launches"
+    include = cuda_include()
+    if not include:
+        pytest.skip(f"no CUDA headers found: pip install {PACKAGES}")
+    flags = ["-std=c++20", "-fno-strict-aliasing", f"-I{SOURCES}", f"-I{ROOT / 'tests' / 'emu'}", "-isystem", include]
+    CUBINS.mkdir(parents=True, exist_ok=True)
+    run(os.environ.get("CXX", "g++"), *flags, Path(__file__).with_name("launches.cpp"), "-o", program)
+    lines = [line.rpartition(": ") for line in run(program).splitlines()]
+    return {key: [int(count) for count in blocks.split()] for key, _, blocks in lines}
+
+
+def test_every_launch_has_a_kernel() -> None:
+    """And every kernel a launch that it is for."""
+    compiled = {key for key in kernels("sm_90") if key.startswith("row_norm")}
+    assert compiled == row_launches().keys()
+
+
 # Blocks that are to fit on an SM together: what csrc/cuda plans by __launch_bounds__, or by the grids it launches.
-def planned_blocks(shape: Shape, architecture: str) -> int:
-    if shape.name == "row_norm_forward_kernel":  # kForwardBlocks, or fewer: kForwardBounds
-        if not shape.aligned or (shape.half and architecture == "sm_100" and shape.lanes <= 512):
-            return 512 // shape.threads
-        if shape.dtype == "double" and shape.vectors == 3 and architecture != "sm_100":
-            return 1024 // shape.threads
-        return (1024 if shape.vectors <= 2 or shape.lanes * shape.vectors >= 2048 else 768) // shape.threads
-    if shape.name == "row_norm_backward_kernel":
-        return {1: 768, 2: 512, 3: 384}[shape.vectors] // shape.threads  # kBackwardBlocks: its grid is that many
+def planned_blocks(kernel: Kernel, shape: Shape, architecture: str) -> int:
+    if shape.is_row:
+        return row_launches()[kernel.key][architecture == "sm_100"]
     if shape.is_group and shape.is_onchip:  # kGroupBlocks
         return {32: 16, 128: 5, 256: 2, 512: 1}[shape.threads]
     if shape.is_onchip:  # kOnChipBlocks
@@ -174,7 +200,7 @@ def planned_blocks(shape: Shape, architecture: str) -> int:
 def registers_as_planned(kernel: Kernel, architecture: str) -> Iterator[str]:
     """An SM has 65536, of which a thread gets a multiple of eight."""
     shape = Shape(kernel)
-    blocks = planned_blocks(shape, architecture)
+    blocks = planned_blocks(kernel, shape, architecture)
     if blocks * shape.threads * math.ceil(kernel.registers / 8) * 8 > 65536:
         yield f"{kernel.registers} registers, too many for {blocks} blocks of {shape.threads} threads on an SM"
 
@@ -192,24 +218,30 @@ class Accesses:
         self.loads = self.stores = self.narrow_loads = self.narrow_stores = 0
         # Copies of parameters to shared memory: loops, by vectors and element by element, for each dtype they may have.
         copies = 2 if shape.half else 1
+        rows = 1 + shape.of_sum if shape.adds else 1  # vectors of input, and residual
         if shape.name == "row_norm_forward_kernel":
-            self.loads = 2 * shape.vectors + shape.parameters * copies  # the first row, and the next one; weight, bias
-            first_values = 2 if shape.centered else 0  # of both rows
-            self.narrow_loads = first_values + shape.parameters * copies * 4
-            self.stores, self.narrow_stores = shape.vectors, shape.statistics
+            # The first row and the next one; weight, bias; of both rows, the first value.
+            self.loads = 2 * rows * shape.vectors + shape.parameters * copies
+            self.narrow_loads = (2 * (1 + shape.adds) if shape.centered else 0) + shape.parameters * copies * 3
+            self.stores, self.narrow_stores = rows * shape.vectors, shape.statistics  # output, sum
         elif shape.name == "row_norm_backward_kernel":
-            # The first row's and the next one's: grad_output and input; mean, rstd.
-            self.loads = shape.vectors * 2 * 2 + copies
-            self.narrow_loads = 2 * shape.statistics + copies * 4
-            self.stores = shape.vectors * (1 + shape.parameters * wide)  # grad_input; the parameters' sums
+            # grad_output and input, of the first row and the next one; or with the gradient of the sum, of one row.
+            self.loads = shape.vectors * (1 + 2 * shape.of_sum if shape.adds else 2 * 2) + copies
+            self.narrow_loads = 2 * shape.statistics + copies * 3
+            # grad_input; the parameters' sums, or gradients in a half type.
+            self.stores = shape.vectors * (1 + shape.parameters * (wide + shape.half))
+        elif shape.name == "add_rows_kernel":
+            self.loads, self.narrow_loads = 1 + shape.of_sum, 2 * vector
+            self.stores, self.narrow_stores = shape.of_sum, vector
         elif shape.name == "long_forward_kernel":
-            self.loads = 1 + shape.parameters * parameter_vectors
-            self.narrow_loads = vector + shape.parameters * parameter_elements + shape.row_sums  # and coefficients
+            self.loads = shape.of_sum + 2 * parameter_vectors
+            self.narrow_loads = vector + 2 * parameter_elements + shape.row_sums  # and coefficients
             self.stores, self.narrow_stores = 1, vector
         elif shape.name == "long_backward_kernel":
-            self.loads = 2 + parameter_vectors
-            self.narrow_loads = 2 * vector + parameter_elements + shape.row_sums + shape.statistics
-            self.stores, self.narrow_stores = 1 + shape.parameters * wide, (1 + shape.parameters) * vector
+            self.loads = 1 + 2 * shape.of_sum + parameter_vectors
+            self.narrow_loads = 3 * vector + parameter_elements + shape.row_sums + shape.statistics
+            self.stores = 1 + 2 * (wide + shape.half)
+            self.narrow_stores = (1 + (shape.of_sum > 1) + 2 * (1 + shape.half)) * vector
         elif shape.is_onchip:
             self.of_channels(shape)
             self.loads, self.stores = 2 if shape.copies else 4 * shape.inputs, 1
@@ -219,9 +251,10 @@ class Accesses:
             # compiler doubles the code. And elements that are counted again.
             self.narrow_loads = math.inf if shape.function.startswith("Activated") else 2 * 2 * 4 + 1
             self.narrow_stores = math.inf  # sums alone, in loops that the compiler may unroll
-        elif shape.name == "sum_planes_kernel":
+        elif shape.name in ("sum_planes_kernel", "sum_rows_kernel"):
             self.loads, self.narrow_stores = self.tile(shape) * shape.inputs, shape.sums
-            self.narrow_loads = 2 if shape.coefficients.startswith(("Shift", "Saved", "Origin")) else math.inf
+            known = ("Shift", "RowShift", "Saved", "Origin")
+            self.narrow_loads = 2 if shape.coefficients.startswith(known) else math.inf
         elif shape.is_tiled:
             self.of_channels(shape)
             self.loads, self.stores = self.tile(shape) * shape.inputs, self.tile(shape)
@@ -294,11 +327,11 @@ def loads_are_batched(kernel: Kernel, _: str) -> Iterator[str]:
     if not shape.aligned:
         return
     if shape.name == "row_norm_forward_kernel":
-        planned = shape.vectors
+        planned = shape.vectors * (1 + shape.of_sum if shape.adds else 1)
     elif shape.name == "row_norm_backward_kernel":
-        planned = 2 * shape.vectors
+        planned = shape.vectors * (1 + shape.of_sum)
     elif shape.is_long:
-        planned = 2 if "backward" in shape.name else 1
+        planned = 1 if shape.name == "long_forward_kernel" else 2
     elif shape.access > 1 and not shape.copies:
         # A third input is there or not: it is asked for behind a branch.
         planned = 8 if shape.name == "sum_columns_kernel" else 4 * shape.inputs if shape.inputs < 3 else 4
@@ -313,7 +346,7 @@ def expected_shuffles(shape: Shape) -> int:
     if shape.is_row:
         steps = int(math.log2(shape.lanes)) + (3 if shape.cluster else 0)
         return shape.row_sums * steps * (2 if shape.dtype == "double" else 1)  # 32 bits at a time
-    if shape.is_onchip or shape.name == "sum_planes_kernel":
+    if shape.is_onchip or shape.name in ("sum_planes_kernel", "sum_rows_kernel"):
         values = shape.sums
         if shape.is_onchip and shape.inputs == 1 and shape.dtype == "double":
             values += 1  # a pass before, for the mean alone
@@ -341,7 +374,7 @@ def sums_go_through_shuffles(kernel: Kernel, _: str) -> Iterator[str]:
 def barriers_where_blocks_share(kernel: Kernel, _: str) -> Iterator[str]:
     """The kernels of rows always have them: parameters in shared memory."""
     shape = Shape(kernel)
-    always = "row_norm|map_columns|sum_(planes|columns|partials)|group_norm_(finish|parameters)"
+    always = "row_norm|map_columns|sum_(planes|columns|rows|partials)|group_norm_(finish|parameters)"
     if shape.threads == 32:  # a warp, which needs none: the compiler may leave them in
         return
     if shape.is_onchip or re.match(always, shape.name):
@@ -360,8 +393,8 @@ def clusters_meet_and_read_each_other(kernel: Kernel, architecture: str) -> Iter
         yield from at_most(kernel, 0, "barriers of the cluster", r"UCGABAR")
 
 
-# Never behind another kernel of their op.
-FIRST = r"row_norm_forward_kernel|(batch|group)_norm_(forward|backward)_onchip_kernel|update_kernel"
+# Never behind another kernel of their op, or launched when that is through: Launch::alone.
+FIRST = r"row_norm_forward_kernel|add_rows_kernel|(batch|group)_norm_(forward|backward)_onchip_kernel|update_kernel"
 
 
 @rule
@@ -388,47 +421,43 @@ def test_rule(name: str, architecture: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- the table
-def figures(kernel: Kernel) -> dict[str, int]:
+def figures(architecture: str) -> dict[str, dict[str, int]]:
+    """The most that a kernel of a family takes, by "family architecture"."""
+    families: dict[str, list[Kernel]] = {}
+    for kernel in kernels(architecture).values():
+        families.setdefault(f"{kernel.name} {architecture}", []).append(kernel)
     return {
-        "registers": kernel.registers,
-        "shared": kernel.shared,
-        "spills": kernel.spills,
-        "LDG.128": kernel.count(VECTOR_LOAD),
-        "LDG": kernel.count(NARROW_LOAD),
-        "STG.128": kernel.count(VECTOR_STORE),
-        "STG": kernel.count(NARROW_STORE),
-        "on the way": kernel.loads_on_the_way(),
-        "SHFL": kernel.count("SHFL"),
-        "BAR": kernel.count("BAR"),
+        family: {
+            "registers": max(kernel.registers for kernel in members),
+            "shared": max(kernel.shared for kernel in members),
+        }
+        for family, members in families.items()
     }
 
 
-def lines_of(architecture: str) -> dict[str, str]:
-    """A line of the table for each kernel, by "kernel architecture"."""
-    return {f"{key} {architecture}": json.dumps(figures(kernel)) for key, kernel in kernels(architecture).items()}
-
-
 def write_table() -> None:
-    """Sorted by kernel, then architecture; a line each, for a difference that can be read."""
-    lines = {key: line for architecture in ARCHITECTURES for key, line in lines_of(architecture).items()}
-    order = {architecture: i for i, architecture in enumerate(ARCHITECTURES)}
-    keys = sorted(lines, key=lambda key: (key.rpartition(" ")[0], order[key.rpartition(" ")[2]]))
-    rows = ",\n".join(f"{json.dumps(key)}: {lines[key]}" for key in keys)
-    TABLE.write_text(f'{{\n"nvcc": "{nvcc_version()}",\n{rows}\n}}\n')
+    """Sorted by family, then architecture; a line each, for a difference that can be read."""
+    rows = {family: row for architecture in ARCHITECTURES for family, row in figures(architecture).items()}
+    order = sorted(rows, key=lambda family: (family.split()[0], ARCHITECTURES.index(family.split()[1])))
+    lines = ",\n".join(f"{json.dumps(family)}: {json.dumps(rows[family])}" for family in order)
+    TABLE.write_text(f'{{\n"nvcc": "{nvcc_version()}",\n{lines}\n}}\n')
 
 
 @every_architecture
 def test_table(architecture: str) -> None:
     table = json.loads(TABLE.read_text())
     made_with = table.pop("nvcc")
-    found = lines_of(architecture)
-    if made_with != nvcc_version():
-        pytest.skip(f"the table is of nvcc {made_with}, this is {nvcc_version()}: its figures are others")
-    expected = {key: json.dumps(row) for key, row in table.items() if key.endswith(f" {architecture}")}
-    changes = [f"- {key}: {expected[key]}" for key in expected if found.get(key) != expected[key]]
-    changes += [f"+ {key}: {found[key]}" for key in found if expected.get(key) != found[key]]
-    report = "\n".join(sorted(changes, key=lambda line: line[2:]))
-    assert not changes, f"meant to be so? python tests/static/test_cubins.py --update\n{report}"
+    assert made_with == nvcc_version(), "figures of another nvcc: after a look at them, --update"
+    expected = {family: row for family, row in table.items() if family.endswith(f" {architecture}")}
+    found = figures(architecture)
+    assert found.keys() == expected.keys()
+    more = [
+        f"{family}: {row[figure]} {figure}, {expected[family][figure]} known"
+        for family, row in found.items()
+        for figure in row
+        if row[figure] > expected[family][figure]
+    ]
+    assert not more, "meant to be so? python tests/static/test_cubins.py --update\n" + "\n".join(more)
 
 
 if __name__ == "__main__":

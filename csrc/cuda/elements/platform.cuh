@@ -28,6 +28,7 @@ struct Launch {
   size_t shared_bytes = 0;  // of DYNAMIC_SHARED
   unsigned cluster = 1;
   bool follows = false;  // the kernel before on this stream is of the same op: see follow()
+  bool alone = false;    // but what it has written may be read by __ldg: not before it is through
 };
 
 // What a launch configuration may depend on.
@@ -92,7 +93,7 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
     attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
     ++count;
   }
-  if (how.follows && device().has_clusters) {
+  if (how.follows && !how.alone && device().has_clusters) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }

@@ -9,8 +9,20 @@ namespace normext::cuda {
 template <int kLanes>
 constexpr int kRowThreads = kLanes < 128 ? 128 : kLanes;
 
-// kVec<T> elements of a row from a column on, zeros where the row has ended. If rows do not begin at 16 bytes, or are
-// no multiple of them, the elements lie kStep apart: with as many threads side by side, all of them together have all.
+// kVec<T> elements of a row of U, which may be of a wider type: several vectors of U then.
+template <class T, class U = T>
+struct Elements {
+  Pack<U> packs[kVec<T> / kVec<U>];
+
+  __device__ Compute<U> operator[](int i) const { return packs[i / kVec<U>][i % kVec<U>]; }
+  // Half types are widened anew, rather than kept: see opaque().
+  __device__ void forget_widened() {
+    if constexpr (sizeof(U) == 2) opaque(packs[0].words);
+  }
+};
+
+// A vector of a row from a column on, zeros where the row has ended. If rows do not begin at 16 bytes, or are no
+// multiple of them, the elements lie kStep apart: with as many threads side by side, all of them together have all.
 // A step of 1 is for aligned ones only.
 template <int kStep, class T, class Index>
 __device__ Pack<T> load_row(const T* row, Index column, Index end, bool aligned) {
@@ -19,13 +31,29 @@ __device__ Pack<T> load_row(const T* row, Index column, Index end, bool aligned)
   }
   return column < end ? Pack<T>::load(row + column) : Pack<T>{};
 }
+template <class T, int kStep, class U, class Index>
+__device__ Elements<T, U> load_elements(const U* row, Index column, Index end, bool aligned) {
+  Elements<T, U> elements;
+#pragma unroll
+  for (int i = 0; i < kVec<T>; i += kVec<U>)
+    elements.packs[i / kVec<U>] = load_row<kStep>(row, column + i * (aligned ? 1 : kStep), end, aligned);
+  return elements;
+}
 
-template <int kStep, class T, class Index>
-__device__ void store_row(T* row, Index column, Index end, bool aligned, const Compute<T> (&v)[kVec<T>]) {
-  if constexpr (kStep > 1) {
-    if (!aligned) return scatter<kStep>(row + column, v, end - column);
+// Stores as many values as likewise one or several vectors.
+template <int kStep, class U, class Index, int kSize>
+__device__ void store_row(U* row, Index column, Index end, bool aligned, const Compute<U> (&v)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; i += kVec<U>) {
+    Compute<U> piece[kVec<U>];
+#pragma unroll
+    for (int k = 0; k < kVec<U>; ++k) piece[k] = v[i + k];
+    const Index at = column + i * (aligned ? 1 : kStep);
+    if (kStep > 1 && !aligned)
+      scatter<kStep>(row + at, piece, end - at);
+    else if (at < end)
+      store_vector(row + at, piece);
   }
-  if (column < end) store_vector(row + column, v);
 }
 
 // kSize elements of weight or bias like those of a row, `otherwise` where there is none.
@@ -67,8 +95,8 @@ class RowPart {
   __device__ int lane() const { return threadIdx.x % kLanes; }
   __device__ int row_of_block() const { return threadIdx.x / kLanes; }
   __device__ bool is_first_of_row() const { return lane() == 0 && rank() == 0; }
-  __device__ int64_t block_of_row() const { return blockIdx.x / blocks(); }
-  __device__ int64_t row() const { return block_of_row() * kRows + row_of_block(); }
+  __device__ unsigned block_of_row() const { return blockIdx.x / blocks(); }  // a cluster counts as one
+  __device__ int64_t row() const { return int64_t{block_of_row()} * kRows + row_of_block(); }
 
   __device__ int column(int v, int i = 0) const { return first_ + v * (kLanes * kVec<T>)+i * kStep; }
   __device__ int end() const { return end_; }  // of the block's columns
@@ -76,14 +104,27 @@ class RowPart {
   __device__ bool is_whole(int v) const { return column(v, kAligned ? 0 : kVec<T> - 1) < end_; }
 
   // All vectors are on their way before the first is needed.
-  __device__ void load(const T* row, Pack<T> (&packs)[kVecs]) const {
-    const T* const first = row + first_;  // the others are a constant away
+  template <class U>
+  __device__ void load(const U* row, Elements<T, U> (&elements)[kVecs]) const {
 #pragma unroll
-    for (int v = 0; v < kVecs; ++v) packs[v] = load_row<kStep>(first, v * (kLanes * kVec<T>), end_ - first_, kAligned);
+    for (int v = 0; v < kVecs; ++v) elements[v] = load(row, v);
+  }
+  template <class U>
+  __device__ Elements<T, U> load(const U* row, int v) const {
+    const U* const first = row + first_;  // the others are a constant away
+    return load_elements<T, kStep>(first, v * (kLanes * kVec<T>), end_ - first_, kAligned);
   }
 
-  __device__ void store(T* row, int v, const Compute<T> (&values)[kVec<T>]) const {
+  template <class U>
+  __device__ void store(U* row, int v, const Compute<T> (&values)[kVec<T>]) const {
     store_row<kStep>(row, column(v), end_, kAligned, values);
+  }
+  template <class U>
+  __device__ void store(U* row, int v, const Elements<T, U>& elements) const {
+    static_assert(kAligned);
+    if (column(v) >= end_) return;
+#pragma unroll
+    for (int i = 0; i < kVec<T>; i += kVec<U>) store16(row + column(v) + i, elements.packs[i / kVec<U>].bits());
   }
 
  private:

@@ -1,9 +1,11 @@
 // row_launches.cuh -- how many threads share a row of which length, and how much of it each of them has: as data.
 #pragma once
+#include <cstdint>
 #include <iterator>
+#include <type_traits>
 #include <utility>
 
-#include "cuda/rows/row_statistics.cuh"
+#include "cuda/rows/row_sources.cuh"
 
 namespace normext::cuda {
 
@@ -27,23 +29,30 @@ constexpr RowLaunch kForward[] = {{4, 4, 1, 2},      {8, 4, 2, 2},      {16, 4, 
                                   {64, 16, 4, 2},    {96, 32, 3, 2},    {128, 32, 4, 2},   {192, 64, 3, 4},
                                   {256, 64, 4, 4},   {512, 256, 2, 4},  {768, 256, 3, 4},  {1024, 256, 4, 2},
                                   {1536, 512, 3, 4}, {2048, 512, 4, 4}, {4096, 1024, 4, 8}};
-// Single elements on their way take a register each: two vectors, where there are threads enough.
-constexpr RowLaunch kForwardUnaligned[] = {{4, 4, 1, 2},     {8, 4, 2, 2},     {16, 4, 4, 2},   {32, 8, 4, 2},
-                                           {64, 16, 4, 2},   {96, 32, 3, 2},   {128, 32, 4, 2}, {256, 128, 2, 4},
-                                           {512, 256, 2, 4}, {1024, 512, 2, 4}};
-// RMSNorm's rows are aligned in practice: fewer kernels to build serve those that are not.
-constexpr RowLaunch kForwardUnalignedFew[] = {{16, 4, 4, 2}, {128, 32, 4, 2}, {1024, 512, 2, 4}};
+// Of what is rare, fewer kernels to build serve wider ranges, and both LayerNorm and RMSNorm: rows that are not
+// aligned, whose single elements on their way take a register each; all of float64; input + residual, which takes more
+// registers, of float32 above all.
+constexpr RowLaunch kForwardUnaligned[] = {
+    {8, 4, 2, 2}, {32, 8, 4, 2}, {128, 32, 4, 2}, {512, 256, 2, 4}, {1024, 512, 2, 4}};
+constexpr RowLaunch kForwardOfDoubles[] = {{8, 4, 2, 2}, {128, 32, 4, 2}, {1024, 512, 2, 4}, {4096, 1024, 4, 8}};
+constexpr RowLaunch kForwardOfSums[] = {
+    {32, 8, 4, 2}, {128, 32, 4, 2}, {512, 128, 4, 4}, {1024, 256, 4, 2}, {2048, 512, 4, 4}};
+constexpr RowLaunch kForwardOfWideSums[] = {{128, 64, 2, 2}, {512, 256, 2, 4}, {1024, 512, 2, 4}};
 
-template <class T, class Statistics, bool kAligned>
+template <class T, class Source, bool kAligned>
 constexpr const auto& forward_launches() {
-  if constexpr (kAligned && sizeof(T) == 2)
-    return kForwardOfHalfTypes;
-  else if constexpr (kAligned)
-    return kForward;
-  else if constexpr (std::is_same_v<Statistics, Centered>)
+  if constexpr (sizeof(T) == 8)
+    return kForwardOfDoubles;
+  else if constexpr (!kAligned)
     return kForwardUnaligned;
+  else if constexpr (sizeof(typename Source::Element) > sizeof(T))
+    return kForwardOfWideSums;
+  else if constexpr (Source::kAdds)
+    return kForwardOfSums;
+  else if constexpr (sizeof(T) == 2)
+    return kForwardOfHalfTypes;
   else
-    return kForwardUnalignedFew;
+    return kForward;
 }
 
 // ------------------------------------------------------------------------------------------------ backward
@@ -63,18 +72,35 @@ constexpr RowLaunch kBackward[] = {{.vectors = 4, .lanes = 4, .vecs = 1},
                                    {.vectors = 512, .lanes = 256, .vecs = 2},
                                    {.vectors = 1024, .lanes = 512, .vecs = 2},
                                    {.vectors = 2048, .lanes = 512, .vecs = 2, .cluster = 2}};
-constexpr RowLaunch kBackwardUnalignedFew[] = {{.vectors = 8, .lanes = 4, .vecs = 2},
-                                               {.vectors = 64, .lanes = 32, .vecs = 2},
-                                               {.vectors = 256, .lanes = 128, .vecs = 2},
-                                               {.vectors = 1024, .lanes = 512, .vecs = 2},
-                                               {.vectors = 2048, .lanes = 512, .vecs = 2, .cluster = 2}};
+// Of what is rare: see forward.
+constexpr RowLaunch kBackwardUnaligned[] = {
+    {.vectors = 8, .lanes = 4, .vecs = 2},      {.vectors = 64, .lanes = 32, .vecs = 2},
+    {.vectors = 256, .lanes = 128, .vecs = 2},  {.vectors = 512, .lanes = 256, .vecs = 2},
+    {.vectors = 1024, .lanes = 512, .vecs = 2}, {.vectors = 2048, .lanes = 512, .vecs = 2, .cluster = 2}};
+constexpr RowLaunch kBackwardOfDoubles[] = {{.vectors = 8, .lanes = 4, .vecs = 2},
+                                            {.vectors = 64, .lanes = 32, .vecs = 2},
+                                            {.vectors = 1024, .lanes = 512, .vecs = 2},
+                                            {.vectors = 2048, .lanes = 512, .vecs = 2, .cluster = 2}};
+constexpr RowLaunch kBackwardOfSums[] = {
+    {.vectors = 32, .lanes = 16, .vecs = 2},    {.vectors = 128, .lanes = 64, .vecs = 2},
+    {.vectors = 256, .lanes = 128, .vecs = 2},  {.vectors = 512, .lanes = 256, .vecs = 2},
+    {.vectors = 1024, .lanes = 512, .vecs = 2}, {.vectors = 2048, .lanes = 512, .vecs = 2, .cluster = 2}};
+constexpr RowLaunch kBackwardOfWideSums[] = {{.vectors = 128, .lanes = 64, .vecs = 2},
+                                             {.vectors = 512, .lanes = 256, .vecs = 2},
+                                             {.vectors = 1024, .lanes = 512, .vecs = 2}};
 
-template <class Statistics, bool kAligned>
+template <class T, class Source, bool kAligned>
 constexpr const auto& backward_launches() {
-  if constexpr (kAligned || std::is_same_v<Statistics, Centered>)
-    return kBackward;
+  if constexpr (sizeof(T) == 8)
+    return kBackwardOfDoubles;
+  else if constexpr (!kAligned)
+    return kBackwardUnaligned;
+  else if constexpr (sizeof(typename Source::Element) > sizeof(T))
+    return kBackwardOfWideSums;
+  else if constexpr (Source::kAdds)
+    return kBackwardOfSums;
   else
-    return kBackwardUnalignedFew;
+    return kBackward;
 }
 
 // ------------------------------------------------------------------------------------------------ choosing

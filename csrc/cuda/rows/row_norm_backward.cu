@@ -5,8 +5,7 @@ namespace normext::cuda {
 
 void perform(const RowNormBackward& op, Run& run) {
   with_type(op.dtype, [&]<class T>(Type<T>) {
-    with_statistics(op.statistics,
-                    [&]<class Statistics>(Type<Statistics>) { row_norm_backward<T, Statistics>(op, run); });
+    with_sum_type<T>(op.sum_dtype, [&]<class S>(Type<S>) { row_norm_backward<T, S>(op, run); });
   });
 }
 

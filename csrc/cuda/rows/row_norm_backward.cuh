@@ -16,6 +16,8 @@
 #include "cuda/rows/row.cuh"
 #include "cuda/rows/row_launches.cuh"
 #include "cuda/rows/row_norm_long.cuh"
+#include "cuda/rows/row_places.cuh"
+#include "cuda/rows/row_sources.cuh"
 #include "cuda/rows/row_statistics.cuh"
 #include "cuda/rows/shared_parameters.cuh"
 #include "ops/row_norm.h"
@@ -23,16 +25,76 @@
 namespace normext::cuda {
 
 // A row's inputs as they come from memory. An absent row is zeros throughout, and adds nothing.
-template <class T, class Statistics, int kVecs>
+template <class T, class X, class Statistics, int kVecs>
 struct RowInputs {
-  Pack<T> grad_output[kVecs], input[kVecs];
+  Elements<T> grad_output[kVecs];
+  Elements<T, X> input[kVecs];
   typename Statistics::template Saved<Compute<T>> saved;
 };
 
-// values, summed over the rows of a block in a fixed order, into a line of `partials`.
+// The weight of a thread's columns, which stays in registers if it finds room: three vectors of it do not.
+template <class T, int kVecs, class Part>
+class ThreadWeight {
+  using A = Compute<T>;
+  static constexpr bool kStays = kVecs <= 2;
+
+ public:
+  __device__ ThreadWeight(const SharedParameters<T, 1>& shared, const Part& part) : shared_(shared), part_(part) {
+    if constexpr (kStays) {
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) read(v, kept_[v]);
+    }
+  }
+
+  __device__ void operator()(int v, A (&w)[1][kVec<T>]) const {
+    if constexpr (kStays) {
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) w[0][i] = kept_[v][0][i];
+    } else {
+      read(v, w);
+    }
+  }
+
+ private:
+  __device__ void read(int v, A (&w)[1][kVec<T>]) const {
+    shared_.with_type([&](auto type) { shared_.template read<Part::kStep>(type, part_.column(v), w); });
+  }
+
+  const SharedParameters<T, 1>& shared_;
+  const Part& part_;
+  A kept_[kStays ? kVecs : 1][1][kVec<T>];
+};
+
+// What a thread adds up over the rows of a part.
+template <class T, int kVecs>
+struct ParameterSums {
+  Compute<T> weight[kVecs][kVec<T>] = {}, bias[kVecs][kVec<T>] = {};
+};
+
+// A thread's share of the sums that the gradient of a row takes.
+template <class Statistics, bool kAligned, int kVecs, class T, class X, class Part, class Weight, class A, int kCount>
+__device__ void sum_row(const RowInputs<T, X, Statistics, kVecs>& in, const Part& part, const Weight& weight,
+                        A (&sums)[kCount]) {
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    A x[kVec<T>], w[1][kVec<T>];
+    weight(v, w);
+#pragma unroll
+    for (int i = 0; i < kVec<T>; ++i) x[i] = in.saved.xhat(in.input[v][i]);
+    if (!Statistics::kKeepsZeros && !part.is_whole(v)) {
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i)
+        if (kAligned || part.column(v, i) >= part.end()) x[i] = 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kVec<T>; ++i) Statistics::template Gradient<A>::add(in.grad_output[v][i] * w[0][i], x[i], sums);
+  }
+}
+
+// values, summed over the rows of a block in a fixed order, into one part of `partials`, at `to`.
 template <class T, int kLanes, int kVecs, class Part, class A>
-__device__ void store_partials(void* partials, int64_t line, int64_t columns, const Part& part, bool aligned,
-                               A (&values)[kVecs][kVec<T>], A* shared) {
+__device__ void store_partials(const PartialSums& partials, void* to, int64_t index, int64_t columns, const Part& part,
+                               bool aligned, A (&values)[kVecs][kVec<T>], A* shared) {
   constexpr int kGroup = kLanes < kWarpSize ? kWarpSize : kLanes, kGroups = kRowThreads<kLanes> / kGroup;
   if constexpr (kLanes < kWarpSize) {
 #pragma unroll
@@ -62,7 +124,7 @@ __device__ void store_partials(void* partials, int64_t line, int64_t columns, co
   if (group != 0 || !first_row) return;
 #pragma unroll
   for (int v = 0; v < kVecs; ++v)
-    store_line<T, Part::kStep>(partials, line, columns, part.column(v), part.end(), aligned, values[v]);
+    store_part<T, Part::kStep>(partials, to, index, columns, part.column(v), part.end(), aligned, values[v]);
 }
 
 // Blocks that fit on an SM at once, by the registers they need: 85 a thread for one vector of each input, 128 for two,
@@ -73,155 +135,181 @@ constexpr int kBackwardBlocks = (kVecs == 1   ? 768
                                               : 384) /
                                 kRowThreads<kLanes>;
 
-template <class T, class Statistics, int kLanes, int kVecs, bool kCluster, bool kAligned>
+// Whether the next row is on its way while a row is computed. Single elements on their way need a register each, and a
+// sum's gradient takes registers of its own: too many for the next row's, too.
+template <class Source, bool kAligned>
+constexpr bool kPrefetchBackward = kAligned && !Source::kAdds;
+
+// How the rows of a launch are shared out, and where they lie.
+template <class T>
+struct BackwardPlan {
+  RowPlaces grad_output, input;
+  Lines weight;
+  unsigned blocks;  // of a line
+  int parts_of_block;
+  int64_t capacity;  // columns that there is shared memory for
+  Compute<T> inverse_n, weight_offset;
+};
+
+template <class T, class Statistics, class Source, int kLanes, int kVecs, bool kCluster, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, kVecs>)
-    row_norm_backward_kernel(const RowNormBackward op, const PartialSums partials, const unsigned blocks,
-                             const int lines_of_block, const int64_t capacity, const Compute<T> inverse_n,
-                             const Compute<T> weight_offset) {
+    row_norm_backward_kernel(const RowNormBackward op, const BackwardPlan<T> plan, const PartialSums partials) {
   follow();
   using A = Compute<T>;
+  using X = typename Source::Element;
   using Part = RowPart<T, kLanes, kVecs, kCluster, kAligned>;
   using Sum = GroupSum<A, Statistics::kBackwardSums, kRowThreads<kLanes>, kLanes, kCluster>;
   using Gradient = typename Statistics::template Gradient<A>;
-  using Inputs = RowInputs<T, Statistics, kVecs>;
+  using Inputs = RowInputs<T, X, Statistics, kVecs>;
+  constexpr bool kPrefetch = kPrefetchBackward<Source, kAligned>;
   constexpr bool kHasBias = Statistics::kParameters == 2;
   constexpr int kGather = Part::kRows > 1 ? kLanes * kVecs * kVec<T> : 0;
   SHARED_ARRAY(A, shared, Sum::kSharedValues > kGather ? Sum::kSharedValues : kGather);
   DYNAMIC_SHARED(char, parameters);
   Sum group_sum(shared);
-  const SharedParameters<T, 1> weights(parameters, op.param_dtype, capacity, weight_offset);
+  const SharedParameters<T, 1> weights(parameters, op.param_dtype, plan.capacity, plan.weight_offset);
 
   const Part part(op.columns);
-  const auto load = [&](int64_t row) {
+  const auto load = [&](int64_t row, bool exists) {
     Inputs in{};
-    if (row >= op.rows) return in;
-    part.load(static_cast<const T*>(op.grad_output) + row * op.columns, in.grad_output);
-    part.load(static_cast<const T*>(op.input) + row * op.columns, in.input);
+    if (!exists) return in;
+    part.load(static_cast<const T*>(op.grad_output) + plan.grad_output[row], in.grad_output);
+    part.load(static_cast<const X*>(op.input) + plan.input[row], in.input);
     in.saved = in.saved.load(op, row);
     return in;
   };
 
-  const int64_t row_step = static_cast<int64_t>(blocks) * Part::kRows;
-  int64_t row = part.row();
-  Inputs next;  // single elements on their way need a register each: too many for the next row's, too
-  if constexpr (kAligned) next = load(row);
+  const int64_t line = line_of_block(), first = line * op.lines.rows_per_line, end = first + op.lines.rows_per_line;
+  if (first >= op.rows) return;
+  const int64_t row_step = int64_t{plan.blocks} * Part::kRows;
+  int64_t row = first + part.row();
+  Inputs next;
+  if constexpr (kPrefetch) next = load(row, row < end);
 
-  weights.fetch({op.weight, nullptr}, op.columns);
+  weights.fetch({plan.weight[line], nullptr}, op.columns);
   __syncthreads();
-  // Three vectors of it find no room in registers.
-  constexpr bool kWeightStays = kVecs <= 2;
-  const auto read_weight = [&](int v, A(&w)[1][kVec<T>]) {
-    weights.with_type([&](auto type) { weights.template read<Part::kStep>(type, part.column(v), w); });
-  };
-  A weight[kWeightStays ? kVecs : 1][1][kVec<T>];
-  if constexpr (kWeightStays) {
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) read_weight(v, weight[v]);
-  }
+  const ThreadWeight<T, kVecs, Part> weight(weights, part);
 
-  for (int line = 0; line < lines_of_block; ++line) {
-    A weight_sum[kVecs][kVec<T>] = {}, bias_sum[kVecs][kVec<T>] = {};
+  for (int of_block = 0; of_block < plan.parts_of_block; ++of_block) {
+    ParameterSums<T, kVecs> parameter_sums;
     // All threads go round as often as the block's first row does: they meet at barriers.
-    for (int left = kRowsOfLine; left > 0 && row - part.row_of_block() < op.rows; --left, row += row_step) {
+    for (int left = kRowsOfPart; left > 0 && row - part.row_of_block() < end; --left, row += row_step) {
       opaque(row);
-      Inputs in = kAligned ? next : load(row);
-      if constexpr (kAligned) next = load(row + row_step);
+      const bool exists = row < end;
+      Inputs in = kPrefetch ? next : load(row, exists);
+      if constexpr (kPrefetch) next = load(row + row_step, row + row_step < end);
 
-      // Computed twice rather than kept: registers are what limits the length of a row here.
-      const auto xhat = [&](int v, int i) { return in.saved.xhat(in.input[v][i]); };
-      const auto weight_of = [&](int v, A(&w)[1][kVec<T>]) {
-        if constexpr (kWeightStays) {
-#pragma unroll
-          for (int i = 0; i < kVec<T>; ++i) w[0][i] = weight[v][0][i];
-        } else {
-          read_weight(v, w);
-        }
-      };
       A sums[Statistics::kBackwardSums] = {};
+      sum_row<Statistics, kAligned>(in, part, weight, sums);
+      // Here, where the sums are waited for; or later, where there are no registers for all of it.
+      constexpr bool kAddsEarly = Source::kAdds && kAligned && std::is_same_v<T, X>;
+      [[maybe_unused]] Elements<T, X> grad_sum[kVecs] = {};
+      const auto load_grad_sum = [&](int v) {
+        if (op.grad_sum && exists) grad_sum[v] = part.load(static_cast<const X*>(op.grad_sum) + row * op.columns, v);
+      };
+      if constexpr (kAddsEarly) {
 #pragma unroll
-      for (int v = 0; v < kVecs; ++v) {
-        A x[kVec<T>], w[1][kVec<T>];
-        weight_of(v, w);
-#pragma unroll
-        for (int i = 0; i < kVec<T>; ++i) x[i] = xhat(v, i);
-        if (!Statistics::kKeepsZeros && !part.is_whole(v)) {
-#pragma unroll
-          for (int i = 0; i < kVec<T>; ++i)
-            if (kAligned || part.column(v, i) >= part.end()) x[i] = 0;
-        }
-#pragma unroll
-        for (int i = 0; i < kVec<T>; ++i) Gradient::add(in.grad_output[v][i] * w[0][i], x[i], sums);
+        for (int v = 0; v < kVecs; ++v) load_grad_sum(v);
       }
       group_sum(sums);
-      const Gradient gradient = Gradient::of(sums, inverse_n);
+      const Gradient gradient = Gradient::of(sums, Statistics::is_centered(op), plan.inverse_n);
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
-        opaque(in.grad_output[v].words);
-        opaque(in.input[v].words);
+        in.grad_output[v].forget_widened();
+        in.input[v].forget_widened();
         A dx[kVec<T>], w[1][kVec<T>];
-        weight_of(v, w);
+        weight(v, w);
+        if constexpr (Source::kAdds && !kAddsEarly) load_grad_sum(v);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) {
-          const A dy = in.grad_output[v][i], x = gradient.corrected(xhat(v, i));
+          // Once more, rather than kept: registers are what limits the length of a row here.
+          const A dy = in.grad_output[v][i], x = gradient.corrected(in.saved.xhat(in.input[v][i]));
           dx[i] = gradient(dy * w[0][i], x) * in.saved.rstd;
-          if (partials.weight) weight_sum[v][i] = fma(dy, x, weight_sum[v][i]);
-          if (kHasBias && partials.bias) bias_sum[v][i] += dy;
+          if constexpr (Source::kAdds) dx[i] += grad_sum[v][i];
+          if (partials.weight) parameter_sums.weight[v][i] = fma(dy, x, parameter_sums.weight[v][i]);
+          if (kHasBias && partials.bias) parameter_sums.bias[v][i] += dy;
         }
-        if (op.grad_input && row < op.rows) part.store(static_cast<T*>(op.grad_input) + row * op.columns, v, dx);
+        if (op.grad_input && exists) part.store(static_cast<T*>(op.grad_input) + row * op.columns, v, dx);
+        if constexpr (!std::is_same_v<T, X>) {
+          if (op.grad_residual && exists) part.store(static_cast<X*>(op.grad_residual) + row * op.columns, v, dx);
+        }
       }
     }
 
     if constexpr (Part::kRows > 1) __syncthreads();  // the exchange's memory now gathers the rows' sums
     const auto store = [&](void* to, A(&values)[kVecs][kVec<T>]) {
       if (to)
-        store_partials<T, kLanes, kVecs>(to, part.block_of_row() * lines_of_block + line, op.columns, part, kAligned,
-                                         values, shared);
+        store_partials<T, kLanes, kVecs>(partials, to,
+                                         (line * plan.blocks + part.block_of_row()) * plan.parts_of_block + of_block,
+                                         op.columns, part, kAligned, values, shared);
     };
-    store(partials.weight, weight_sum);
-    if constexpr (kHasBias) store(partials.bias, bias_sum);
+    store(partials.weight, parameter_sums.weight);
+    if constexpr (kHasBias) store(partials.bias, parameter_sums.bias);
   }
   group_sum.leave();
   group_sum.finish();
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
-template <class T, class Statistics, RowLaunch kLaunch, bool kAligned>
-void launch_row_norm_backward(const RowNormBackward& op, Run& run) {
+template <class T, class Statistics, class Source, RowLaunch kLaunch, bool kAligned>
+bool launch_row_norm_backward(const RowNormBackward& op, Run& run) {
   constexpr int kLanes = kLaunch.lanes, kVecs = kLaunch.vecs, kThreads = kRowThreads<kLanes>,
                 kCluster = kLaunch.cluster;
+  if (kCluster > 1 && !run.device.has_clusters) return false;
   constexpr int kRows = kThreads / kLanes;
-  const int64_t fit = std::max(1, run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / kCluster);
-  const int64_t blocks = std::min(fit, ceil_div(op.rows, kRows));
-  const int64_t lines_of_block = ceil_div(op.rows, blocks * kRows * kRowsOfLine), lines = blocks * lines_of_block;
-  const PartialSums partials = take_partial_sums<T>(op, run, lines);
+  const int64_t fit = run.device.sm_count * kBackwardBlocks<kLanes, kVecs> / kCluster;
+  const int64_t lines = lines_of(op), groups_of_line = ceil_div(op.lines.rows_per_line, kRows);
+  const int64_t blocks = std::min(std::max(int64_t{1}, fit / lines), groups_of_line);
+  const int64_t parts_of_block = ceil_div(groups_of_line, blocks * kRowsOfPart), parts = blocks * parts_of_block;
+  const PartialSums partials = take_partial_sums<T>(op, run, parts, kAligned);
   const int64_t capacity = int64_t{kCluster} * kLanes * kVecs * kVec<T>;  // weights also where a row has ended
-  run.launch(row_norm_backward_kernel<T, Statistics, kLanes, kVecs, (kCluster > 1), kAligned>,
-             {.grid = grid_of(blocks * kCluster),
+  const BackwardPlan<T> plan{{op.grad_output_strides, op.rows},
+                             {op.input_strides, op.rows},
+                             weights_of<T>(op),
+                             grid_of(blocks),
+                             static_cast<int>(parts_of_block),
+                             capacity,
+                             1 / static_cast<Compute<T>>(op.columns),
+                             static_cast<Compute<T>>(op.weight_offset)};
+  run.launch(row_norm_backward_kernel<T, Statistics, Source, kLanes, kVecs, (kCluster > 1), kAligned>,
+             {.grid = grid_of_lines(blocks * kCluster, lines),
               .block = kThreads,
               .shared_bytes = static_cast<size_t>(shared_parameter_bytes<T>(op.param_dtype, capacity)),
               .cluster = kCluster},
-             op, partials, grid_of(blocks), static_cast<int>(lines_of_block), capacity,
-             1 / static_cast<Compute<T>>(op.columns), static_cast<Compute<T>>(op.weight_offset));
-  launch_sum_partials<T>(op, run, partials, lines);
+             op, plan, partials);
+  launch_sum_partials<T>(op, run, partials, parts);
+  return true;
 }
 
-template <class T, class Statistics, bool kAligned>
-void row_norm_backward(const RowNormBackward& op, Run& run) {
-  const bool launched =
-      choose_launch<backward_launches<Statistics, kAligned>()>(ceil_div(op.columns, kVec<T>), [&]<RowLaunch kLaunch>() {
-        if (kLaunch.cluster > 1 && !run.device.has_clusters) return false;
-        launch_row_norm_backward<T, Statistics, kLaunch, kAligned>(op, run);
-        return true;
-      });
-  if (!launched) long_row_norm_backward<T, Statistics>(op, run, kAligned);
+template <class T, class Statistics, class Source, bool kAligned>
+bool row_norm_backward(const RowNormBackward& op, Run& run) {
+  return choose_launch<backward_launches<T, Source, kAligned>()>(
+      ceil_div(op.columns, kVec<T>),
+      [&]<RowLaunch kLaunch>() { return launch_row_norm_backward<T, Statistics, Source, kLaunch, kAligned>(op, run); });
 }
 
-template <class T, class Statistics>
+// Of rows of S. Those of float32 beside a half grad_output have kernels of their own if they are aligned; else they are
+// treated as long. float64 is rare, and its elements move as well one by one.
+template <class T, class S>
 void row_norm_backward(const RowNormBackward& op, Run& run) {
-  if (op.columns % kVec<T> == 0 && is_aligned(op.grad_output, op.input, op.weight, op.grad_input))
-    row_norm_backward<T, Statistics, true>(op, run);
-  else
-    row_norm_backward<T, Statistics, false>(op, run);
+  constexpr bool kMixed = !std::is_same_v<T, S>;
+  const bool aligned = op.columns % kVec<T> == 0 &&
+                       is_aligned(op.grad_output, op.grad_sum, op.input, op.grad_input, op.grad_residual) &&
+                       RowPlaces(op.grad_output_strides, op.rows).is_aligned<T>() &&
+                       RowPlaces(op.input_strides, op.rows).is_aligned<S>();
+  bool launched = false;
+  if (sizeof(T) == 8 || !aligned) {
+    if constexpr (!kMixed) launched = row_norm_backward<T, Either, SumRows<S>, false>(op, run);
+  } else if constexpr (sizeof(T) < 8) {
+    const bool centered = op.statistics == RowStatistics::centered;
+    if (kMixed || op.grad_sum || (!centered && op.grad_bias))
+      launched = row_norm_backward<T, Either, SumRows<S>, true>(op, run);
+    else if (centered)
+      launched = row_norm_backward<T, Centered, InputRows<T>, true>(op, run);
+    else
+      launched = row_norm_backward<T, Uncentered, InputRows<T>, true>(op, run);
+  }
+  if (!launched) long_row_norm_backward<T, S>(op, run, aligned);
 }
 
 }  // namespace normext::cuda

@@ -5,8 +5,8 @@ namespace normext::cuda {
 
 void perform(const RowNormForward& op, Run& run) {
   with_type(op.dtype, [&]<class T>(Type<T>) {
-    with_statistics(op.statistics,
-                    [&]<class Statistics>(Type<Statistics>) { row_norm_forward<T, Statistics>(op, run); });
+    if (!op.residual) return row_norm_forward<T>(op, run);
+    with_sum_type<T>(op.sum_dtype, [&]<class S>(Type<S>) { add_row_norm_forward<T, S>(op, run); });
   });
 }
 

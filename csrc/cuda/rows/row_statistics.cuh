@@ -1,5 +1,6 @@
 // row_statistics.cuh -- what LayerNorm and RMSNorm differ in, a type for each: Centered and Uncentered. The kernels of
-// rows take one of the two as a template argument. Each of them says
+// rows take one of the two as a template argument; or Either, where kernels are so rarely asked for that one is built
+// for both, which asks the op once a row. Each of them says
 //
 //   kParameters, affine()           which arrays of parameters there are, and what they do to a normalized value;
 //   kForwardSums, OfRow             what is summed over a row in registers, and the statistics that come of the sums;
@@ -10,6 +11,7 @@
 #include "cuda/elements/numerics.cuh"
 #include "cuda/elements/partials.cuh"
 #include "cuda/elements/sums.cuh"
+#include "cuda/rows/row_places.cuh"
 #include "ops/row_norm.h"
 
 namespace normext::cuda {
@@ -27,11 +29,30 @@ struct ScaledVariance {
   }
 };
 
+// What a long row's moments are taken about: its first value, or its mean as found before.
+template <class X>
+struct RowShift {
+  const X* input;
+  const Compute<X>* mean;
+  RowPlaces places;
+
+  __device__ void operator()(int64_t row, Compute<X> (&k)[1]) const {
+    k[0] = finite_or(mean ? mean[row] : widen(input[places[row]]), Compute<X>(0));
+  }
+};
+
 // ------------------------------------------------------------------------------------------------ LayerNorm
-struct Centered {
+// Centered rows, or, if kEither, those that the op says are.
+template <bool kEither>
+struct CenteredRows {
   static constexpr int kParameters = 2;  // weight, bias
   static constexpr int kForwardSums = 2, kBackwardSums = 3;
   static constexpr bool kKeepsZeros = false;  // a zero less the mean is none: what lies behind a row's end must be told
+
+  template <class Op>
+  __device__ static bool is_centered(const Op& op) {
+    return !kEither || op.statistics == RowStatistics::centered;
+  }
 
   template <class A, int kSize>
   __device__ static A affine(A xhat, const A (&weight_bias)[2][kSize], int i) {
@@ -54,12 +75,15 @@ struct Centered {
     // First the mean, as the mean of differences from the row's first value: so a constant row leaves zeros, and a mean
     // far from zero its last digits. Then the variance, about that mean. Returns the scale that the row asks for.
     template <class Row, class GroupSum>
-    __device__ A measure(Row& row, A inverse_n, GroupSum& group_sum) {
-      const A first = widen(row.first) * this->scale;
-      A total[1];
-      row.sum(this->scale, first, [](A d, A(&out)[1]) { out[0] = d; }, total);
-      group_sum(total);
-      center = first + total[0] * inverse_n;
+    __device__ A measure(Row& row, bool centered, A inverse_n, GroupSum& group_sum) {
+      center = 0;
+      if (centered) {
+        const A first = widen(row.first) * this->scale;
+        A total[1];
+        row.sum(this->scale, first, [](A d, A(&out)[1]) { out[0] = d; }, total);
+        group_sum(total);
+        center = first + total[0] * inverse_n;
+      }
 
       A sums[2];
       row.sum(
@@ -70,7 +94,7 @@ struct Centered {
           },
           sums);
       group_sum(sums);
-      low = sums[0] * inverse_n;
+      low = centered ? sums[0] * inverse_n : A(0);
       const A variance = sums[1] * inverse_n - low * low;
       this->variance = variance < 0 ? 0 : variance;  // NaN stays NaN
       return scale_for(sums[1], center);
@@ -78,7 +102,7 @@ struct Centered {
 
     __device__ Normalization<A> normalization(A scaled_rstd) const { return {center, scaled_rstd, -low * scaled_rstd}; }
     __device__ void store(const RowNormForward& op, int64_t row, A scaled_rstd) const {
-      static_cast<A*>(op.mean)[row] = (center + low) * inverse_scale(this->scale);
+      if (is_centered(op)) static_cast<A*>(op.mean)[row] = (center + low) * inverse_scale(this->scale);
       static_cast<A*>(op.rstd)[row] = scaled_rstd * this->scale;
     }
   };
@@ -88,7 +112,7 @@ struct Centered {
     A mean = 0, rstd = 0;
 
     __device__ static Saved load(const RowNormBackward& op, int64_t row) {
-      return {static_cast<const A*>(op.mean)[row], static_cast<const A*>(op.rstd)[row]};
+      return {is_centered(op) ? static_cast<const A*>(op.mean)[row] : A(0), static_cast<const A*>(op.rstd)[row]};
     }
     __device__ A xhat(A x) const { return (x - mean) * rstd; }
   };
@@ -105,7 +129,8 @@ struct Centered {
       sums[1] = fma(g, xhat, sums[1]);
       sums[2] += xhat;
     }
-    __device__ static Gradient of(const A (&sums)[3], A inverse_n) {
+    __device__ static Gradient of(const A (&sums)[3], bool centered, A inverse_n) {
+      if (!centered) return {0, -sums[1] * inverse_n, 0};
       const A offset = sums[2] * inverse_n;
       return {offset, -(sums[1] - offset * sums[0]) * inverse_n, sums[0] * inverse_n};
     }
@@ -121,10 +146,11 @@ struct Centered {
   template <class A>
   static constexpr int kPasses = sizeof(A) == 8 ? 2 : 1;
 
-  // What the sums are taken about.
-  template <class T>
-  static Shift<T> start(const RowNormForward& op, int pass) {
-    return {static_cast<const T*>(op.input), pass == 0 ? nullptr : static_cast<const Compute<T>*>(op.mean), op.columns};
+  // What the sums are taken about, of rows of X.
+  template <class X>
+  static RowShift<X> start(const RowNormForward& op, int pass) {
+    return {static_cast<const X*>(op.input), pass == 0 ? nullptr : static_cast<const Compute<X>*>(op.mean),
+            RowPlaces(op.input_strides, op.rows)};
   }
   // Stores a row's statistics.
   template <class A>
@@ -152,12 +178,21 @@ struct Centered {
   }
 };
 
+struct Centered : CenteredRows<false> {};
+struct Either : CenteredRows<true> {};
+
 // ------------------------------------------------------------------------------------------------ RMSNorm
-// About zero: squares alone are summed, there is no mean to store, and nothing is added behind the weight.
+// About zero: squares alone are summed, there is no mean to store, and nothing is added behind the weight. RMSNorm with
+// a bias, as the shift of an adaptive norm, is left to Either; but long rows take it.
 struct Uncentered {
   static constexpr int kParameters = 1;  // weight
   static constexpr int kForwardSums = 1, kBackwardSums = 1;
   static constexpr bool kKeepsZeros = true;
+
+  template <class Op>
+  __device__ static bool is_centered(const Op&) {
+    return false;
+  }
 
   template <class A, int kSize>
   __device__ static A affine(A xhat, const A (&weight)[1][kSize], int i) {
@@ -176,7 +211,7 @@ struct Uncentered {
   template <class A>
   struct OfRow : ScaledVariance<A> {
     template <class Row, class GroupSum>
-    __device__ A measure(Row& row, A inverse_n, GroupSum& group_sum) {
+    __device__ A measure(Row& row, bool, A inverse_n, GroupSum& group_sum) {
       A squares[1];
       row.sum(this->scale, A(0), [](A x, A(&out)[1]) { out[0] = x * x; }, squares);
       group_sum(squares);
@@ -207,7 +242,7 @@ struct Uncentered {
 
     // The sum of g * xhat.
     __device__ static void add(A g, A xhat, A (&sums)[1]) { sums[0] = fma(g, xhat, sums[0]); }
-    __device__ static Gradient of(const A (&sums)[1], A inverse_n) { return {-sums[0] * inverse_n}; }
+    __device__ static Gradient of(const A (&sums)[1], bool, A inverse_n) { return {-sums[0] * inverse_n}; }
 
     __device__ A corrected(A xhat) const { return xhat; }
     __device__ A operator()(A g, A xhat) const { return fma(xhat, slope, g); }

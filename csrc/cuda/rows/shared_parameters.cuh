@@ -72,12 +72,15 @@ class SharedParameters {
     return reinterpret_cast<P*>(shared_ + k * shared_parameter_bytes<T, P>(capacity_));
   }
 
-  // By vectors as far as they go: `from` may be aligned where rows, which are no multiple of a vector, are not.
+  // By vectors as far as they go: `from` may be aligned where rows, which are no multiple of a vector, are not. Copies
+  // are not waited for one by one, so there is nothing to gain from unrolled loops, which nvcc would make of these.
   template <class P>
   __device__ void fetch(const P* from, P* to, P otherwise, int columns) const {
     const int copied = from && reinterpret_cast<uintptr_t>(from) % 16 == 0 ? columns / kVec<P> * kVec<P> : 0;
+#pragma unroll 1
     for (int c = threadIdx.x * kVec<P>; c < copied; c += blockDim.x * kVec<P>) copy16_to_shared(to + c, from + c);
     const int end = static_cast<int>(shared_parameter_bytes<T, P>(capacity_) / sizeof(P));
+#pragma unroll 2
     for (int c = copied + threadIdx.x; c < end; c += blockDim.x)
       to[c] = from && c < columns ? __ldg(from + c) : otherwise;
   }
