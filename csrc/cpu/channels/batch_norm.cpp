@@ -1,19 +1,11 @@
 // batch_norm.cpp -- BatchNorm on the CPU: sums per channel, then one affine map per channel.
+#include "cpu/channels/arrays.h"
 #include "cpu/channels/channels.h"
-#include "cpu/elements/dtypes.h"
-#include "cpu/elements/scratch.h"
+#include "cpu/channels/maps.h"
 #include "cpu/kernel.h"
 #include "ops/channel_norm.h"
 
 namespace normext::cpu::NORMEXT_ISA {
-
-// y = (x - high) * scale + shift. The mean is split into high + low, and low, which float32 cannot hold beside high, is
-// part of the shift: the difference is exact however far the mean is from zero.
-template <class T>
-struct Normalize {
-  static constexpr int kInputs = 1, kCoefficients = 3;
-  static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[3]) { return fma(in[0] - k[0], k[1], k[2]); }
-};
 
 // y = x * scale + shift, for half types where the mean is near zero: see near_zero. kNormal: no y is a subnormal
 // number.
@@ -42,44 +34,11 @@ struct TrainingGradient {
   }
 };
 
-// dx = dy * scale + (x * slope + level), where the mean is near zero.
-template <class T>
-struct TrainingGradientNearZero {
-  static constexpr int kInputs = 2, kCoefficients = 3;  // dy, x; scale, slope, level
-  static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[3]) {
-    return fma(in[0], k[0], fma(in[1], k[1], k[2]));
-  }
-};
-
 // dx = dy * scale
 template <class T>
 struct EvaluationGradient {
   static constexpr int kInputs = 1, kCoefficients = 1;
   static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[1]) { return in[0] * k[0]; }
-};
-
-// kArrays arrays with an element for each of `size` channels, or channels of slices.
-template <class Number, int kArrays>
-class ChannelArrays {
- public:
-  explicit ChannelArrays(int64_t size) : size_(size), numbers_(kArrays * size) {}
-  Number* operator[](int array) const { return numbers_ + array * size_; }
-
-  // The first few of the arrays, each from `begin`.
-  template <int kCount>
-  struct Arrays {
-    Number* at[kCount];
-  };
-  template <int kCount>
-  Arrays<kCount> first(int64_t begin) const {
-    Arrays<kCount> arrays;
-    for (int i = 0; i < kCount; ++i) arrays.at[i] = (*this)[i] + begin;
-    return arrays;
-  }
-
- private:
-  int64_t size_;
-  Scratch<Number> numbers_;
 };
 
 // Loops over channels are plain, and g++ makes vector code of them: `ivdep` says that arrays do not overlap where they
@@ -313,8 +272,8 @@ void backward(const BatchNormBackward& op, int threads) {
     if (!op.training)
       channels.template map<EvaluationGradient<T>, T>(block, slice, {dy}, dx, {coefficients[0]});
     else if (is_near(block))
-      channels.template map<TrainingGradientNearZero<T>, T>(block, slice, {dy, x}, dx,
-                                                            {coefficients[0], coefficients[3], coefficients[4]});
+      channels.template map<GradientNearZero<T>, T>(block, slice, {dy, x}, dx,
+                                                    {coefficients[0], coefficients[3], coefficients[4]});
     else
       channels.template map<TrainingGradient<T>, T>(block, slice, {dy, x}, dx,
                                                     {coefficients[0], mean, rstd, coefficients[1], coefficients[2]});
@@ -326,7 +285,7 @@ void backward(const BatchNormBackward& op, int threads) {
     }
     const auto totals = sums.template first<First::kSums>(slice * all);
     if (is_near(block))
-      channels.template map_and_reduce<TrainingGradientNearZero<T>, First, T>(
+      channels.template map_and_reduce<GradientNearZero<T>, First, T>(
           block, slice, {dy, x}, dx, {coefficients[0], coefficients[3], coefficients[4]}, {mean, rstd}, totals.at);
     else
       channels.template map_and_reduce<TrainingGradient<T>, First, T>(

@@ -1,0 +1,314 @@
+// group_norm.cpp -- GroupNorm on the CPU, and InstanceNorm, which is GroupNorm with a channel to a group: sums per
+// group forward and per channel backward, then one affine map per channel. groups.h says how work is cut and walked.
+#include "cpu/channels/arrays.h"
+#include "cpu/channels/groups.h"
+#include "cpu/channels/maps.h"
+#include "cpu/kernel.h"
+#include "ops/channel_norm.h"
+
+namespace normext::cpu::NORMEXT_ISA {
+
+// The parameters of all channels in the type that is computed in, so that kernels do not depend on theirs.
+template <class S>
+struct ChannelParameters {
+  ChannelArrays<S, 2> arrays;
+  const S *weight, *bias;
+
+  template <class P>
+  ChannelParameters(Type<P>, const void* w, const void* b, int64_t channels)
+      : arrays(channels), weight(arrays[0]), bias(arrays[1]) {
+    load_array(static_cast<const P*>(w), channels, 1, arrays[0]);
+    load_array(static_cast<const P*>(b), channels, 0, arrays[1]);
+  }
+};
+
+// ------------------------------------------------------------------------------------------------ forward
+template <class T>
+class GroupForward {
+  using S = Scalar<T>;
+
+ public:
+  GroupForward(const GroupNormForward& op, const ChannelParameters<S>& parameters, int threads)
+      : op_(op),
+        parameters_(parameters),
+        in_{static_cast<const T*>(op.input)},
+        groups_(op.shape, op.groups, threads, 1, sizeof(T)),
+        channels_(groups_.item_channels()),
+        shifts_(groups_.slots() * channels_),
+        sums_(groups_.slots() * groups_.partials()),
+        coefficients_(groups_.slots() * channels_) {}
+
+  void run() const {
+    with_activation(op_.activation, [&]<class Act>() {
+      groups_.run([&](int64_t item, int64_t slot) { choose_shift(item, slot); },
+                  [&](int64_t item, int64_t slot, int64_t unit) { first_sum(item, slot, unit); },
+                  [&](int64_t item, int64_t slot, int) { finish(item, slot); },
+                  [&](int64_t item, int64_t slot, int64_t unit) { map<Act>(item, slot, unit); });
+    });
+  }
+
+ private:
+  // Whether sums are taken in float64 from the start, about an element.
+  bool wide() const { return kTwoPasses<T> || static_cast<double>(groups_.count()) < kFew; }
+
+  // shift(group) for all channels of each group of an item.
+  template <class F>
+  void set_shifts(int64_t slot, const F& shift) const {
+    for (int64_t group = 0; group < groups_.item_groups(); ++group)
+      std::fill_n(shifts_[0] + slot * channels_ + group * groups_.group_channels(), groups_.group_channels(),
+                  shift(group));
+  }
+  S shift_of(int64_t slot, int64_t group) const {
+    return shifts_[0][slot * channels_ + group * groups_.group_channels()];
+  }
+  void shift_to_samples(int64_t item, int64_t slot) const {
+    set_shifts(slot, [&](int64_t group) { return groups_.sample(item, group, in_[0]); });
+  }
+  void shift_to_elements(int64_t item, int64_t slot) const {
+    set_shifts(slot, [&](int64_t group) { return load_one(in_[0] + groups_.first_element(item, group)); });
+  }
+  void choose_shift(int64_t item, int64_t slot) const {
+    if (wide()) return shift_to_elements(item, slot);
+    kDotSums<T> ? set_shifts(slot, [](int64_t) { return S{0}; }) : shift_to_samples(item, slot);
+  }
+
+  template <class Sum>
+  void sum(int64_t item, int64_t slot, int64_t unit) const {
+    const auto totals = sums_.template first<2>(slot * groups_.partials());
+    groups_.template reduce<Sum, true, T>(item, unit, in_, {shifts_[0] + slot * channels_}, totals.at);
+  }
+  template <class Sum>
+  void sum_again(int64_t item, int64_t slot) const {
+    groups_.for_units([&](int64_t unit) { sum<Sum>(item, slot, unit); });
+  }
+  void first_sum(int64_t item, int64_t slot, int64_t unit) const {
+    wide() ? sum<WideMomentSums<T>>(item, slot, unit) : sum<FirstMomentSums<T>>(item, slot, unit);
+  }
+
+  double total(int array, int64_t slot, int64_t group) const {
+    return groups_.template group_total<true>(sums_[array] + slot * groups_.partials(), group);
+  }
+  bool all_sound(int64_t slot) const {
+    for (int64_t group = 0; group < groups_.item_groups(); ++group)
+      if (!sound<double>(groups_.count(), total(0, slot, group), total(1, slot, group), op_.eps)) return false;
+    return true;
+  }
+  // Sums again what was not sound, and float64 about its mean.
+  void make_sound(int64_t item, int64_t slot) const {
+    if (wide()) {
+      if (!kTwoPasses<T>) return;
+      set_shifts(slot, [&](int64_t group) {
+        return static_cast<S>(shift_of(slot, group) + total(0, slot, group) / static_cast<double>(groups_.count()));
+      });
+      return sum_again<WideMomentSums<T>>(item, slot);
+    }
+    if (all_sound(slot)) return;
+    if (kDotSums<T>) {
+      shift_to_samples(item, slot);
+      sum_again<MomentSums<T>>(item, slot);
+      if (all_sound(slot)) return;
+    }
+    shift_to_elements(item, slot);
+    sum_again<WideMomentSums<T>>(item, slot);
+  }
+
+  void finish(int64_t item, int64_t slot) const {
+    make_sound(item, slot);
+    const double count = static_cast<double>(groups_.count());
+    const int64_t size = groups_.group_channels();
+    for (int64_t group = 0; group < groups_.item_groups(); ++group) {
+      const Moments moments =
+          moments_from_sums(count, shift_of(slot, group), total(0, slot, group), total(1, slot, group));
+      const double rstd = reciprocal_std(moments.variance(), op_.eps);
+      const int64_t index = groups_.first_group(item) + group;
+      const S high = static_cast<S*>(op_.mean)[index] = static_cast<S>(moments.mean);
+      static_cast<S*>(op_.rstd)[index] = static_cast<S>(rstd);
+      static_cast<S*>(op_.var)[index] = static_cast<S>(moments.variance());
+      const double low = std::isinf(moments.mean) ? 0 : moments.mean - high;
+      const int64_t first = groups_.first_channel(item) + group * size, at = slot * channels_ + group * size;
+      const S *const weight = parameters_.weight + first, *const bias = parameters_.bias + first;
+      S *const highs = coefficients_[0] + at, *const scales = coefficients_[1] + at;
+      S *const shifts = coefficients_[2] + at, *const slopes = coefficients_[3] + at;
+#pragma GCC ivdep
+      for (int64_t c = 0; c < size; ++c) {
+        const double scale = rstd * weight[c];
+        highs[c] = high;
+        scales[c] = static_cast<S>(scale);
+        shifts[c] = static_cast<S>(bias[c] - low * scale);
+        slopes[c] = static_cast<S>(op_.activation.slope);
+      }
+    }
+  }
+
+  template <class Act>
+  void map(int64_t item, int64_t slot, int64_t unit) const {
+    using Map = Normalize<T, Act>;
+    const auto k = coefficients_.template first_to_read<Map::kCoefficients>(slot * channels_);
+    groups_.template map<Map, T>(item, unit, in_, static_cast<T*>(op_.output), k.at);
+  }
+
+  const GroupNormForward& op_;
+  const ChannelParameters<S>& parameters_;
+  const T* const in_[1];
+  const Groups groups_;
+  const int64_t channels_;  // of an item
+  const ChannelArrays<S, 1> shifts_;
+  const ChannelArrays<double, 2> sums_;     // of d and d^2, d = x - shift: see MomentSums
+  const ChannelArrays<S, 4> coefficients_;  // of Normalize
+};
+
+// ------------------------------------------------------------------------------------------------ backward
+template <class T>
+class GroupBackward {
+  using S = Scalar<T>;
+
+ public:
+  GroupBackward(const GroupNormBackward& op, const ChannelParameters<S>& parameters, int threads)
+      : op_(op),
+        parameters_(parameters),
+        in_{static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input)},
+        groups_(op.shape, op.groups, threads, 2, sizeof(T)),
+        channels_(groups_.item_channels()),
+        sums_(groups_.slots() * groups_.partials()),
+        coefficients_(groups_.slots() * channels_),
+        near_(groups_.slots() * channels_),
+        totals_(groups_.parts() * op.shape.channels) {
+    for (int array : {0, 1}) std::fill_n(totals_[array], groups_.parts() * op.shape.channels, 0);
+  }
+
+  void run() const {
+    with_activation(op_.activation, [&]<class Act>() {
+      groups_.run([&](int64_t item, int64_t slot) { choose_coefficients(item, slot); },
+                  [&](int64_t item, int64_t slot, int64_t unit) { sum<Act>(item, slot, unit); },
+                  [&](int64_t item, int64_t slot, int part) { finish(item, slot, part); },
+                  [&](int64_t item, int64_t slot, int64_t unit) {
+                    if (op_.grad_input) map<Act>(item, slot, unit);
+                  });
+    });
+  }
+
+  // Gradients of the parameters.
+  template <class P>
+  void store_totals(Type<P>) const {
+    for (int array : {0, 1}) {
+      void* const gradient = array == 0 ? op_.grad_weight : op_.grad_bias;
+      if (!gradient) continue;
+      const int64_t channels = op_.shape.channels;
+      const Scratch<S> rounded(channels);
+      for (int64_t c = 0; c < channels; ++c) {
+        double total = 0;
+        for (int64_t part = 0; part < groups_.parts(); ++part) total += totals_[array][part * channels + c];
+        rounded[c] = static_cast<S>(total);
+      }
+      store_array(rounded, channels, static_cast<P*>(gradient));
+    }
+  }
+
+ private:
+  void choose_coefficients(int64_t item, int64_t slot) const {
+    const int64_t size = groups_.group_channels(), first = groups_.first_channel(item);
+    const auto k = coefficients_.template first<4>(slot * channels_);
+    for (int64_t group = 0; group < groups_.item_groups(); ++group) {
+      std::fill_n(k.at[0] + group * size, size, mean(item, group));
+      std::fill_n(k.at[1] + group * size, size, rstd(item, group));
+    }
+    std::copy_n(parameters_.weight + first, channels_, k.at[2]);
+    std::copy_n(parameters_.bias + first, channels_, k.at[3]);
+    std::fill_n(coefficients_[6] + slot * channels_, channels_, static_cast<S>(op_.activation.slope));
+  }
+  S mean(int64_t item, int64_t group) const {
+    return static_cast<const S*>(op_.mean)[groups_.first_group(item) + group];
+  }
+  S rstd(int64_t item, int64_t group) const {
+    return static_cast<const S*>(op_.rstd)[groups_.first_group(item) + group];
+  }
+
+  template <class Act>
+  void sum(int64_t item, int64_t slot, int64_t unit) const {
+    using Sum = GradientsThrough<T, Act>;
+    const auto totals = sums_.template first<3>(slot * groups_.partials());
+    // What comes last is the activation's.
+    const S* k[Sum::kCoefficients];
+    for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = coefficients_[i < 4 ? i : i + 2] + slot * channels_;
+    groups_.template reduce<Sum, false, T>(item, unit, in_, k, totals.at);
+  }
+
+  // Adds an item's share of the parameters' gradients to those of a part, and finds the coefficients of its map.
+  void finish(int64_t item, int64_t slot, int part) const {
+    const double count = static_cast<double>(groups_.count());
+    const int64_t size = groups_.group_channels();
+    double* const partials[3] = {sums_[0] + slot * groups_.partials(), sums_[1] + slot * groups_.partials(),
+                                 sums_[2] + slot * groups_.partials()};
+    bool near = true;
+    for (int64_t group = 0; group < groups_.item_groups(); ++group) {
+      // How far the mean is off for being rounded, in units of the deviation.
+      const double offset = groups_.template group_total<false>(partials[2], group) / count;
+      const int64_t first = groups_.first_channel(item) + group * size, at = slot * channels_ + group * size;
+      const S* const weight = parameters_.weight + first;
+      double* const weight_totals = totals_[0] + part * op_.shape.channels + first;
+      double* const bias_totals = totals_[1] + part * op_.shape.channels + first;
+      double sum_h = 0, sum_h_xhat = 0;
+      for (int64_t c = 0; c < size; ++c) {
+        const double g = groups_.channel_total(partials[0], group * size + c);
+        const double g_xhat = groups_.channel_total(partials[1], group * size + c) - offset * g;
+        weight_totals[c] += g_xhat;
+        bias_totals[c] += g;
+        sum_h += g * weight[c];
+        sum_h_xhat += g_xhat * weight[c];
+      }
+      const double slope = -sum_h_xhat / count, level = (offset * sum_h_xhat - sum_h) / count;
+      const double m = mean(item, group), r = rstd(item, group), near_slope = slope * r * r;
+      std::fill_n(coefficients_[4] + at, size, static_cast<S>(slope));
+      std::fill_n(coefficients_[5] + at, size, static_cast<S>(level));
+      for (int64_t c = 0; c < size; ++c) near_[0][at + c] = static_cast<S>(r * weight[c]);
+      std::fill_n(near_[1] + at, size, static_cast<S>(near_slope));
+      std::fill_n(near_[2] + at, size, static_cast<S>(level * r - m * near_slope));
+      near = near && may_multiply_out(m, r, near_slope);
+    }
+    near_[3][slot * channels_] = near ? 1 : 0;
+  }
+
+  template <class Act>
+  void map(int64_t item, int64_t slot, int64_t unit) const {
+    if constexpr (std::is_same_v<Act, Identity>)
+      if (near_[3][slot * channels_] == 1) return map_by<GradientNearZero<T>>(item, unit, near_, slot);
+    map_by<WeightedGradient<T, Act>>(item, unit, coefficients_, slot);
+  }
+  template <class Map, int kArrays>
+  void map_by(int64_t item, int64_t unit, const ChannelArrays<S, kArrays>& coefficients, int64_t slot) const {
+    const auto k = coefficients.template first_to_read<Map::kCoefficients>(slot * channels_);
+    groups_.template map<Map, T>(item, unit, in_, static_cast<T*>(op_.grad_input), k.at);
+  }
+
+  const GroupNormBackward& op_;
+  const ChannelParameters<S>& parameters_;
+  const T* const in_[2];
+  const Groups groups_;
+  const int64_t channels_;                  // of an item
+  const ChannelArrays<double, 3> sums_;     // of GradientsThrough
+  const ChannelArrays<S, 7> coefficients_;  // of WeightedGradient
+  const ChannelArrays<S, 4> near_;          // of GradientNearZero; 1 at an item's first channel if it may be taken
+  const ChannelArrays<double, 2> totals_;   // of g * xhat and g, for each part and channel
+};
+
+template <>
+void run(const GroupNormForward& op, int threads) {
+  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P> p) {
+    const ChannelParameters<Scalar<T>> parameters(p, op.weight, op.bias, op.shape.channels);
+    GroupForward<T>(op, parameters, threads).run();
+  });
+}
+template <>
+void run(const GroupNormBackward& op, int threads) {
+  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P> p) {
+    const ChannelParameters<Scalar<T>> parameters(p, op.weight, op.bias, op.shape.channels);
+    const GroupBackward<T> backward(op, parameters, threads);
+    backward.run();
+    backward.store_totals(p);
+  });
+}
+
+}  // namespace normext::cpu::NORMEXT_ISA
+
+template void normext::cpu::run_on<normext::cpu::kIsa>(const GroupNormForward&, int);
+template void normext::cpu::run_on<normext::cpu::kIsa>(const GroupNormBackward&, int);

@@ -1,0 +1,269 @@
+// groups.h -- how the samples of GroupNorm's data are cut into work, and how sums and maps go over a piece of it.
+//
+// Planes of two vectors or more are contiguous runs, and so is a group of them (planes.h): an item is one group of one
+// sample. Everything else is a matrix that is walked by columns (columns.h): channels_last data, and shorter planes, of
+// which a sample is one row with a channel every `plane` columns. There an item is a sample with all of its groups.
+//
+// An item is cut into units by its own shape alone, and sums of units are added up in order, so that a sample's bits
+// depend on neither its batch nor the number of threads.
+#pragma once
+#include <algorithm>
+
+#include "cpu/cache.h"
+#include "cpu/channels/columns.h"
+#include "cpu/channels/planes.h"
+#include "cpu/elements/parallel.h"
+#include "ops/channel_norm.h"
+
+namespace normext::cpu::NORMEXT_ISA {
+
+constexpr int64_t kUnit = 32768;  // elements; units are no shorter than that, if they can
+
+class Groups {
+ public:
+  // The op reads `inputs` tensors and writes one, of elements of so many bytes.
+  Groups(const ChannelNormShape& shape, int64_t groups, int threads, int64_t inputs, int64_t element_bytes)
+      : by_planes_(!shape.channels_last && shape.plane >= 2 * kLanes),
+        channels_(shape.channels),
+        plane_(shape.plane),
+        group_channels_(shape.channels / groups),
+        items_(by_planes_ ? shape.batch * groups : shape.batch),
+        item_groups_(by_planes_ ? 1 : groups) {
+    const int64_t total = shape.batch * shape.channels * shape.plane, bytes = (inputs + 1) * total * element_bytes;
+    threads_ = threads_for(total, threads);
+    stream_ = should_stream(bytes, threads_, true);
+    ask_ahead_ = should_ask_ahead(bytes);
+    if (by_planes_) {
+      pieces_ = (plane_ + kUnit - 1) / kUnit;
+      unit_channels_ = std::clamp<int64_t>(kUnit / plane_, 1, group_channels_);
+      units_ = pieces_ > 1 ? group_channels_ * pieces_ : (group_channels_ + unit_channels_ - 1) / unit_channels_;
+    } else {
+      channel_columns_ = shape.channels_last ? 1 : plane_;
+      width_ = channels_ * channel_columns_;
+      rows_ = channels_ * plane_ / width_;
+      units_ = std::clamp<int64_t>(width_ * rows_ / kUnit, 1, rows_);
+      block_channels_ = std::min(channels_, columns_at_once() / channel_columns_);
+    }
+    const bool balanced = items_ >= 4 * threads_ || items_ % threads_ == 0;
+    whole_items_ = units_ == 1 || balanced;
+    slots_ = whole_items_ ? threads_ : items_;
+  }
+
+  // The groups and channels of an item, and which of all they begin with. `count`: elements of a group.
+  int64_t item_groups() const { return item_groups_; }
+  int64_t item_channels() const { return item_groups_ * group_channels_; }
+  int64_t group_channels() const { return group_channels_; }
+  int64_t first_group(int64_t item) const { return item * item_groups_; }
+  int64_t first_channel(int64_t item) const { return item * item_groups_ * group_channels_ % channels_; }
+  int64_t count() const { return group_channels_ * plane_; }
+  // Where a group of an item begins, or its first row does.
+  int64_t first_element(int64_t item, int64_t group) const {
+    return item * item_groups_ * count() + group * group_channels_ * (by_planes_ ? plane_ : channel_columns_);
+  }
+
+  // Working memory is for a number of slots: as many as threads, or items. An item has so many partial sums.
+  int64_t slots() const { return slots_; }
+  int parts() const { return threads_; }
+  int64_t partials() const { return by_planes_ ? group_channels_ * pieces_ : channels_ * units_; }
+
+  // begin(item, slot); then sum(item, slot, unit) for all units; then finish(item, slot, part), with a number of its
+  // own for each thread; then map(item, slot, unit) for all units.
+  template <class Begin, class Sum, class Finish, class Map>
+  void run(const Begin& begin, const Sum& sum, const Finish& finish, const Map& map) const {
+    if (whole_items_) {
+      parallel_for(items_, threads_, [&](int64_t item, int64_t item_end, int part) {
+        for (; item < item_end; ++item) {
+          begin(item, part);
+          for (int64_t unit = 0; unit < units_; ++unit) sum(item, part, unit);
+          finish(item, part, part);
+          for (int64_t unit = units_; unit-- > 0;) map(item, part, unit);  // what was summed last is in cache
+        }
+        if (stream_) end_of_stream();
+      });
+      return;
+    }
+    parallel_for(items_, threads_, [&](int64_t item, int64_t item_end, int) {
+      for (; item < item_end; ++item) begin(item, item);
+    });
+    parallel_for(items_ * units_, threads_, [&](int64_t i, int64_t end, int) {
+      for (; i < end; ++i) sum(i / units_, i / units_, i % units_);
+    });
+    for (int64_t item = 0; item < items_; ++item) finish(item, item, 0);
+    parallel_for(items_ * units_, threads_, [&](int64_t first, int64_t i, int) {
+      while (i-- > first) map(i / units_, i / units_, i % units_);
+      if (stream_) end_of_stream();
+    });
+  }
+  // Whether an item's sums must be taken once more from the same data, in the same units.
+  template <class F>
+  void for_units(const F& f) const {
+    for (int64_t unit = 0; unit < units_; ++unit) f(unit);
+  }
+
+  // A value near the mean of a group, from a few of its elements.
+  template <class T>
+  Scalar<T> sample(int64_t item, int64_t group, const T* x) const {
+    constexpr int64_t kSamples = 4;
+    const T* const from = x + first_element(item, group);
+    Doubles total{};
+    int64_t samples = kSamples, length = kLanes;
+    if (by_planes_) {
+      for (int64_t i = 0; i < samples; ++i) total += widen(load(from + (count() - kLanes) * i / (samples - 1)));
+    } else {
+      samples = std::min(rows_, kSamples);
+      length = group_channels_ * channel_columns_;
+      for (int64_t i = 0; i < samples; ++i)
+        for_vectors_once(0, length, [&](int64_t at, int64_t n) NORMEXT_INLINE {
+          total += widen(load(from + rows_ * i / samples * width_ + at, n));
+        });
+    }
+    return static_cast<Scalar<T>>(sum(total) / static_cast<double>(samples * length));
+  }
+
+  // Sum (sums.h) over a unit, added to nothing: coefficients are those of an item's channels, totals its partial sums.
+  // kWhole: a group has the same coefficients throughout, and only its total matters.
+  template <class Sum, bool kWhole, class T>
+  void reduce(int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
+              const Scalar<T>* const (&coefficients)[Sum::kCoefficients], double* const (&totals)[Sum::kSums]) const {
+    if (by_planes_)
+      ask_ahead_ ? reduce_planes<Sum, kWhole, kAskAhead<T>>(item, unit, in, coefficients, totals)
+                 : reduce_planes<Sum, kWhole, 0>(item, unit, in, coefficients, totals);
+    else
+      reduce_matrix<Sum>(item, unit, in, coefficients, totals);
+  }
+
+  // The sum of a group's partial sums, and that of one channel of the item.
+  template <bool kWhole>
+  double group_total(const double* partials, int64_t group) const {
+    double total = 0;
+    if (by_planes_) {
+      for (int64_t i = 0, size = kWhole ? units_ : this->partials(); i < size; ++i) total += partials[i];
+      return total;
+    }
+    for (int64_t unit = 0; unit < units_; ++unit)
+      total += sum_of(partials + unit * channels_ + group * group_channels_, group_channels_);
+    return total;
+  }
+  double channel_total(const double* partials, int64_t channel) const {
+    double total = 0;
+    const int64_t step = by_planes_ ? 1 : channels_, first = by_planes_ ? channel * pieces_ : channel;
+    for (int64_t i = 0, size = by_planes_ ? pieces_ : units_; i < size; ++i) total += partials[first + i * step];
+    return total;
+  }
+
+  // out = Map::apply(in, coefficients) over a unit.
+  template <class Map, class T>
+  void map(int64_t item, int64_t unit, const T* const (&in)[Map::kInputs], T* out,
+           const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
+    stream_ ? map_unit<Map, true>(item, unit, in, out, coefficients)
+            : map_unit<Map, false>(item, unit, in, out, coefficients);
+  }
+
+ private:
+  // The unit's planes, in data that begins with the item's group.
+  PlaneBlock planes(int64_t unit) const {
+    if (pieces_ > 1) {
+      const int64_t channel = unit / pieces_, piece = unit % pieces_;
+      return {group_channels_, plane_, pieces_, piece, piece + 1, channel, channel + 1};
+    }
+    const int64_t channel = unit * unit_channels_;
+    return {group_channels_, plane_, 1, 0, 1, channel, std::min(group_channels_, channel + unit_channels_)};
+  }
+
+  template <int kCount, class T>
+  struct Pointers {
+    const T* at[kCount];
+    Pointers(const T* const (&from)[kCount], int64_t offset) {
+      for (int i = 0; i < kCount; ++i) at[i] = from[i] + offset;
+    }
+  };
+
+  template <class Sum, bool kWhole, int64_t kAhead, class T>
+  void reduce_planes(int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
+                     const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
+                     double* const (&totals)[Sum::kSums]) const {
+    const Pointers<Sum::kInputs, T> from(in, first_element(item, 0));
+    const PlaneBlock block = planes(unit);
+    const auto add = [&](int64_t channel, int64_t begin, int64_t end, int64_t to) {
+      Scalar<T> k[Sum::kCoefficients];
+      for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = Sum::kDot ? 0 : coefficients[i][channel];
+      Doubles sums[Sum::kSums] = {};
+      using From = Inputs<T, Sum::kInputs, kAhead>;
+      RunSums<Sum, T, From>(From(from.at), begin, end, k, sums).finish();
+      for (int i = 0; i < Sum::kSums; ++i) totals[i][to] = sum(sums[i]);
+    };
+    if (kWhole && pieces_ == 1) return add(0, block.channel * plane_, block.channel_end * plane_, unit);
+    block.for_runs([&](int64_t channel, int64_t begin, int64_t end, int64_t) {
+      add(channel, begin, end, channel * pieces_ + block.unit % pieces_);
+    });
+  }
+
+  int64_t first_row(int64_t unit) const { return rows_ * unit / units_; }
+
+  // Calls f(first channel, last channel, columns) for the blocks of channels of a unit.
+  template <class F>
+  void for_blocks(int64_t unit, const F& f) const {
+    for (int64_t channel = 0; channel < channels_; channel += block_channels_) {
+      const int64_t end = std::min(channels_, channel + block_channels_);
+      f(channel, end,
+        ColumnBlock{width_, width_ * rows_, first_row(unit), first_row(unit + 1), channel * channel_columns_,
+                    end * channel_columns_});
+    }
+  }
+
+  template <class Sum, class T>
+  void reduce_matrix(int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
+                     const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
+                     double* const (&totals)[Sum::kSums]) const {
+    const Pointers<Sum::kInputs, T> from(in, item * width_ * rows_);
+    for_blocks(unit, [&](int64_t channel, int64_t end, const ColumnBlock& block) {
+      ColumnTable<Scalar<T>> k[Sum::kCoefficients];
+      ColumnTable<double> sums[Sum::kSums];
+      if constexpr (!Sum::kDot) expand(channel, end, coefficients, k);
+      for (auto& table : sums) std::fill_n(table.at, block.size() + table.kRoom, 0);
+      reduce_columns<Sum, T>(from.at, block, k, sums);
+      for (int i = 0; i < Sum::kSums; ++i)
+        for (int64_t c = channel; c < end; ++c)
+          totals[i][unit * channels_ + c] = sum_of(sums[i].at + (c - channel) * channel_columns_, channel_columns_);
+    });
+  }
+
+  template <class Map, bool kStream, class T>
+  void map_unit(int64_t item, int64_t unit, const T* const (&in)[Map::kInputs], T* out,
+                const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
+    const int64_t first = first_element(item, 0), ahead = stream_ ? kAskAhead<T> : 0;
+    const Pointers<Map::kInputs, T> from(in, first);
+    if (by_planes_)
+      return map_planes<Map, kStream, T>(from.at, out + first, planes(unit), coefficients, ahead, NoSums{});
+    for_blocks(unit, [&](int64_t channel, int64_t end, const ColumnBlock& block) {
+      ColumnTable<Scalar<T>> k[Map::kCoefficients];
+      expand(channel, end, coefficients, k);
+      map_columns<Map, kStream, T>(from.at, out + first, block, k, ahead);
+    });
+  }
+
+  // From channels to columns, and the first of these once more: see map_columns.
+  template <class Number, int kTables>
+  void expand(int64_t channel, int64_t end, const Number* const (&coefficients)[kTables],
+              ColumnTable<Number> (&tables)[kTables]) const {
+    for (int i = 0; i < kTables; ++i) {
+      Number* to = tables[i].at;
+      if (channel_columns_ == 1)
+        to = std::copy(coefficients[i] + channel, coefficients[i] + end, to);
+      else
+        for (int64_t c = channel; c < end; ++c) to = std::fill_n(to, channel_columns_, coefficients[i][c]);
+      const Number* const stop = to + kLanes;
+      for (const Number* from = tables[i].at; to < stop;) *to++ = *from++;
+    }
+  }
+
+  bool by_planes_;
+  int64_t channels_, plane_, group_channels_, items_, item_groups_;
+  int threads_;
+  bool stream_, ask_ahead_, whole_items_;
+  int64_t units_, slots_;
+  int64_t pieces_ = 1, unit_channels_ = 1;                                   // by planes
+  int64_t channel_columns_ = 1, width_ = 1, rows_ = 1, block_channels_ = 1;  // by columns
+};
+
+}  // namespace normext::cpu::NORMEXT_ISA
