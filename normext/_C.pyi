@@ -60,6 +60,52 @@ def check_batch_norm(
     momentum: float,
     eps: float,
 ) -> None: ...
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    activation: str | None,
+    slope: float,
+) -> Tensor: ...
+def check_group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    activation: str | None,
+    slope: float,
+) -> None: ...
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    *,
+    activation: str | None,
+    slope: float,
+) -> Tensor: ...
+def check_instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    *,
+    activation: str | None,
+    slope: float,
+) -> None: ...
 def check_not_differentiated(running_mean: Tensor | None, running_var: Tensor | None, training: bool, /) -> None: ...
 def supported_isas() -> list[str]: ...
 def get_isa() -> str: ...

@@ -14,8 +14,9 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from normext import _C, transforms
+from normext.activations import Activation, parts
 
-__all__ = ["batch_norm", "layer_norm", "rms_norm"]
+__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 
 def layer_norm(
@@ -158,3 +159,132 @@ def batch_norm(
     if transforms.active():
         return transforms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: Activation = None,
+) -> Tensor:
+    """Normalizes each group of channels of each sample: ``(input - mean) / sqrt(var + eps) * weight + bias``.
+
+    Source: Wu and He, "Group Normalization" (2018), with the biased variance. A sample's result does not depend on the
+    batch it is in.
+
+    Args:
+        input: ``[N, C, *]``; float64, float32, bfloat16 or float16; any strides. Contiguous and channels_last data is
+            read in place, other layouts are copied first.
+        num_groups: how many groups of as many channels each; it divides C.
+        weight: ``[C]``, of input's dtype, or float32 where input is bfloat16 or float16.
+        bias: like weight, and of the same dtype.
+        eps: added to the variance.
+        activation: what follows, computed with the norm: None, "relu", "leaky_relu" (with a slope of 0.01), a pair
+            ("leaky_relu", slope), or "silu". Backward needs no other tensors for it than the norm's own.
+
+    Returns:
+        A tensor of input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: if a group has a single value, or for an activation there is none of.
+        RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+
+    Example:
+        >>> normext.group_norm(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), 2, activation="relu")
+        tensor([[0.0000, 1.0000, 0.0000, 0.0000]])
+    """
+    name, slope = parts(activation)
+    if is_compiling():
+        norm = transforms.group_norm if transforms.compiled() else torch.ops.normext.group_norm
+        return norm(input, num_groups, weight, bias, eps, activation=name, slope=slope)
+    if has_torch_function_variadic(input, weight, bias):
+        tensors = (input, weight, bias)
+        beyond = {} if activation is None else {"activation": activation}
+        return handle_torch_function(
+            group_norm, tensors, input, num_groups, weight=weight, bias=bias, eps=eps, **beyond
+        )
+    if transforms.active():
+        return transforms.group_norm(input, num_groups, weight, bias, eps, activation=name, slope=slope)
+    return _C.group_norm(input, num_groups, weight, bias, eps, activation=name, slope=slope)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: Activation = None,
+) -> Tensor:
+    """Normalizes each channel of each sample: ``(input - mean) / sqrt(var + eps) * weight + bias``.
+
+    Source: Ulyanov, Vedaldi and Lempitsky, "Instance Normalization: The Missing Ingredient for Fast Stylization"
+    (2016), with the biased variance. A sample's result does not depend on the batch it is in. Given running statistics,
+    ``running = (1 - momentum) * running + momentum * batch`` is updated in place, where ``batch`` is the mean over the
+    samples of their means and of their unbiased variances. Without ``use_input_stats`` the running ones are used.
+
+    Args:
+        input: ``[N, C, *]``; float64, float32, bfloat16 or float16; any strides. Contiguous and channels_last data is
+            read in place, other layouts are copied first.
+        running_mean: ``[C]``, updated in place if use_input_stats, and required otherwise.
+        running_var: ``[C]``, likewise.
+        weight: ``[C]``, of input's dtype, or float32 where input is bfloat16 or float16.
+        bias: like weight.
+        use_input_stats: whether to use, and track, the input's statistics.
+        momentum: the weight of the batch in the running statistics.
+        eps: added to the variance.
+        activation: as in :func:`group_norm`.
+
+    Returns:
+        A tensor of input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: with a single spatial element where its statistics are to be used, or for an activation there is
+            none of.
+        RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+
+    Example:
+        >>> normext.instance_norm(torch.tensor([[[1.0, 3.0], [5.0, 6.0]]]), eps=0.0)
+        tensor([[[-1.,  1.],
+                 [-1.,  1.]]])
+    """
+    name, slope = parts(activation)
+    if is_compiling():
+        norm = transforms.instance_norm if transforms.compiled() else torch.ops.normext.instance_norm
+    elif has_torch_function_variadic(input, running_mean, running_var, weight, bias):
+        tensors = (input, running_mean, running_var, weight, bias)
+        beyond = {} if activation is None else {"activation": activation}
+        return handle_torch_function(
+            instance_norm,
+            tensors,
+            input,
+            running_mean=running_mean,
+            running_var=running_var,
+            weight=weight,
+            bias=bias,
+            use_input_stats=use_input_stats,
+            momentum=momentum,
+            eps=eps,
+            **beyond,
+        )
+    else:
+        norm = transforms.instance_norm if transforms.active() else _C.instance_norm
+    return norm(
+        input,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        use_input_stats,
+        momentum,
+        eps,
+        activation=name,
+        slope=slope,
+    )

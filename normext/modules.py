@@ -10,8 +10,25 @@ from torch import Tensor
 
 from normext import functional as F
 from normext import tracing
+from normext.activations import Activation
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "RMSNorm"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+    "RMSNorm",
+]
 
 
 class _RowNorm(torch.nn.Module):
@@ -151,3 +168,118 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """:class:`torch.nn.BatchNorm3d`, computed by :func:`normext.batch_norm`: ``[N, C, D, H, W]``."""
+
+
+class LazyBatchNorm1d(_BatchNorm, torch.nn.LazyBatchNorm1d):
+    """:class:`BatchNorm1d` that takes the number of channels from its first input."""
+
+    cls_to_become = BatchNorm1d  # type: ignore[assignment]
+
+
+class LazyBatchNorm2d(_BatchNorm, torch.nn.LazyBatchNorm2d):
+    """:class:`BatchNorm2d` that takes the number of channels from its first input."""
+
+    cls_to_become = BatchNorm2d  # type: ignore[assignment]
+
+
+class LazyBatchNorm3d(_BatchNorm, torch.nn.LazyBatchNorm3d):
+    """:class:`BatchNorm3d` that takes the number of channels from its first input."""
+
+    cls_to_become = BatchNorm3d  # type: ignore[assignment]
+
+
+class _Activated(torch.nn.Module):
+    """What norms with an activation share: it is none of torch's arguments, and the last part of their repr."""
+
+    activation: Activation = None
+
+    def __init__(self, *args: Any, activation: Activation = None, **kwargs: Any) -> None:
+        self.activation = activation
+        super().__init__(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """As torch's, and the activation where there is one."""
+        activation = "" if self.activation is None else f", activation={self.activation!r}"
+        return super().extra_repr() + activation
+
+
+class GroupNorm(_Activated, torch.nn.GroupNorm):
+    """:class:`torch.nn.GroupNorm`, computed by :func:`normext.group_norm`: ``[N, C, *]``.
+
+    Args:
+        num_groups, num_channels, eps, affine, device, dtype: as torch's.
+        activation: what follows the norm, computed with it: None, "relu", "leaky_relu", ("leaky_relu", slope), "silu".
+
+    Example:
+        >>> normext.GroupNorm(32, 320, activation="silu")
+        GroupNorm(32, 320, eps=1e-05, affine=True, activation='silu')
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Takes and returns ``[N, C, *]``."""
+        if not isinstance(input, Tensor):
+            leaf = tracing.leaf(self, input)
+            if leaf is not None:
+                return leaf
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation)
+
+
+class _InstanceNorm(_Activated, torch.nn.modules.instancenorm._InstanceNorm):
+    """What the InstanceNorm classes share."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Takes and returns ``[N, C, *]``, or ``[C, *]`` for one sample."""
+        if not isinstance(input, Tensor):
+            leaf = tracing.leaf(self, input)
+            if leaf is not None:
+                return leaf
+        return super().forward(input)
+
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        momentum = 0.0
+        if self.momentum is not None:
+            momentum = self.momentum
+        return F.instance_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or not self.track_running_stats,
+            momentum,
+            self.eps,
+            activation=self.activation,
+        )
+
+
+class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
+    """:class:`torch.nn.InstanceNorm1d`, computed by :func:`normext.instance_norm`: ``[N, C, L]`` or ``[C, L]``."""
+
+
+class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
+    """:class:`torch.nn.InstanceNorm2d`, computed by :func:`normext.instance_norm`: ``[N, C, H, W]`` or ``[C, H, W]``."""
+
+
+class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
+    """:class:`torch.nn.InstanceNorm3d`, computed by :func:`normext.instance_norm`.
+
+    Takes ``[N, C, D, H, W]`` or ``[C, D, H, W]``.
+    """
+
+
+class LazyInstanceNorm1d(_InstanceNorm, torch.nn.LazyInstanceNorm1d):
+    """:class:`InstanceNorm1d` that takes the number of channels from its first input."""
+
+    cls_to_become = InstanceNorm1d  # type: ignore[assignment]
+
+
+class LazyInstanceNorm2d(_InstanceNorm, torch.nn.LazyInstanceNorm2d):
+    """:class:`InstanceNorm2d` that takes the number of channels from its first input."""
+
+    cls_to_become = InstanceNorm2d  # type: ignore[assignment]
+
+
+class LazyInstanceNorm3d(_InstanceNorm, torch.nn.LazyInstanceNorm3d):
+    """:class:`InstanceNorm3d` that takes the number of channels from its first input."""
+
+    cls_to_become = InstanceNorm3d  # type: ignore[assignment]

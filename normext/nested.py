@@ -1,4 +1,4 @@
-"""Row norms of nested tensors, strided and jagged; BatchNorm of them is torch's, which is an error."""
+"""Row norms of nested tensors, strided and jagged; channel norms of them are torch's, which is an error."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,4 +33,12 @@ def _row_norm(name: str, input: Tensor, normalized_shape: Sequence[int], *argume
 _library = torch.library.Library("normext", "IMPL")
 for _name in ("layer_norm", "rms_norm"):
     _library.impl(_name, partial(_row_norm, _name), "CompositeImplicitAutogradNestedTensor")
-_library.impl("batch_norm", torch_functional.batch_norm, "CompositeImplicitAutogradNestedTensor")
+
+
+
+def _channel_norm(name: str, *arguments: Any, **_: Any) -> Tensor:
+    return getattr(torch_functional, name)(*arguments)
+
+
+for _name in ("batch_norm", "group_norm", "instance_norm"):
+    _library.impl(_name, partial(_channel_norm, _name), "CompositeImplicitAutogradNestedTensor")

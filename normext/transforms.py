@@ -17,7 +17,7 @@ from torch._C._functorch import CInterpreter, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from normext import _C
+from normext import _C, activations
 
 ops = torch.ops.normext
 
@@ -297,3 +297,76 @@ def batch_norm(
         normalized = (x - running_mean.view(channel_shape)) * rstd.view(channel_shape)
     weight, bias = (None if p is None else p.view(channel_shape) for p in (weight, bias))
     return _affine(normalized, weight, bias, input.dtype)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """:func:`normext.group_norm`, transformable: x̂ is that of rows which are a sample's groups."""
+    _checks().check_group_norm(input, num_groups, weight, bias, eps, activation=activation, slope=slope)
+    return _group_norm(input, num_groups, weight, bias, eps, activation, slope)
+
+
+def _group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    if input.numel() == 0:
+        normalized = input
+    else:
+        rows = _wide(input).unflatten(1, (num_groups, -1))
+        normalized = _normalize(rows, LayerStatistics(tuple(rows.shape[2:]), eps))[0].flatten(1, 2)
+    channel_shape = [1, -1] + [1] * (input.dim() - 2)
+    weight, bias = (None if p is None else p.reshape(channel_shape) for p in (weight, bias))
+    dtype = input.dtype if activation is None else _wide(input).dtype
+    return activations.apply(_affine(normalized, weight, bias, dtype), activation, slope).to(input.dtype)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    *,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """:func:`normext.instance_norm`, transformable. Running statistics under vmap must be mapped too, as in torch."""
+    _checks().check_instance_norm(
+        input,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        use_input_stats,
+        momentum,
+        eps,
+        activation=activation,
+        slope=slope,
+    )
+    if not use_input_stats:
+        return batch_norm(
+            input, running_mean, running_var, weight, bias, False, momentum, eps, activation=activation, slope=slope
+        )
+    if running_mean is not None and running_var is not None and input.numel() > 0:
+        var, mean = torch.var_mean(input.detach().double(), list(range(2, input.dim())), correction=0)
+        dtype = _wide(input).dtype
+        statistics = (mean.mean(0).to(dtype), var.mean(0).to(dtype))
+        ops.batch_norm_update_stats(running_mean, running_var, *statistics, input[0, 0].numel(), momentum)
+    return _group_norm(input, input.shape[1], weight, bias, eps, activation, slope)

@@ -56,6 +56,10 @@ class Expected:
     error: np.ndarray
     dtype: torch.dtype
 
+    def reshape(self, shape: Sequence[int]) -> "Expected":
+        """The same in another shape."""
+        return Expected(self.value.reshape(shape), self.error.reshape(shape), self.dtype)
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -111,6 +115,30 @@ def batch_norm(
     others = tuple(i for i in range(input.dim()) if i != 1)
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
     return _norm(input, others, others, weight, bias, eps, running, grad_output)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    grad_output: Tensor | None = None,
+) -> Norm:
+    """GroupNorm: statistics over all dimensions of ``[N, groups, channels of a group, *]`` but the first two."""
+
+    def grouped(t: Tensor) -> Tensor:
+        return t.unflatten(1, (num_groups, -1))
+
+    x = grouped(input)
+    shared = (0, *range(3, x.dim()))
+    dy = None if grad_output is None else grouped(grad_output)
+    norm = _norm(x, tuple(range(2, x.dim())), shared, weight, bias, eps, None, dy)
+    shapes = dict.fromkeys(("output", "grad_input"), input.shape)
+    shapes |= dict.fromkeys(("mean", "rstd", "var"), x.shape[:2])
+    shapes |= dict.fromkeys(("grad_weight", "grad_bias"), input.shape[1:2])
+    found = {name: getattr(norm, name) for name in shapes}
+    return Norm(**{name: None if e is None else e.reshape(shapes[name]) for name, e in found.items()})
 
 
 def running_statistic(old: Tensor, batch: Expected, momentum: float) -> Expected:

@@ -380,8 +380,8 @@ def test_changing_the_input_before_backward_is_noticed(device: str, case: Case) 
 
 @cases
 def test_changing_the_bias_before_backward_changes_nothing(device: str, case: Case) -> None:
-    if not case.affine[1]:
-        pytest.skip("no bias")
+    if not case.affine[1] or case.activation is not None:
+        pytest.skip("no bias, or one that the activation's derivative depends on")
     x, *rest = case.inputs(device)
     bias = rest[-1].clone()
     output = case.ours(x, *rest[:-1], bias)
@@ -433,9 +433,8 @@ def test_what_is_saved_is_packed_and_freed(device: str, case: Case) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: packed[i]):
         output = case.ours(*inputs)
     statistics = 1 if case.norm == "rms_norm" else 2
-    assert (
-        len(packed) == 1 + statistics + case.affine[0]
-    )  # the input, mean, rstd, and the weight, not the bias: nothing reads it
+    # The input, mean, rstd, and the weight; the bias where there is an activation, and else nothing reads it.
+    assert len(packed) == 1 + statistics + case.affine[0] + (case.affine[1] and case.activation is not None)
     for found, wanted in zip(torch.autograd.grad(output, inputs, grad_output), expected, strict=True):
         assert torch.equal(found, wanted)
     with pytest.raises(RuntimeError, match="second time"):

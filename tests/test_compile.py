@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import normext
+from normext.activations import parts
 
 ops = torch.ops.normext
 EPS = 1e-5
@@ -52,6 +53,16 @@ def operator_calls(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, tuple]:
             "layer_norm": case.arguments(*inputs),
             "layer_norm_forward": (x, [3, 5], weight, bias, EPS),
             "layer_norm_backward": (grad_output, x, [3, 5], mean, rstd, weight, EPS, mask),
+        }
+    if case.operator == "group_norm":
+        groups = 2 if case.norm == "group_norm" else x.shape[1]
+        after = parts(case.activation)
+        with torch.no_grad():
+            _, mean, rstd, _ = ops.group_norm_forward(x, groups, weight, bias, EPS, *after)
+        return {
+            case.norm: case.arguments(*inputs),
+            "group_norm_forward": (x, groups, weight, bias, EPS, *after),
+            "group_norm_backward": (grad_output, x, groups, mean, rstd, weight, bias, EPS, mask, *after),
         }
     stats = case.statistics(x)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 
+#include "channel_norm.h"
 #include "double_backward.h"
 #include "norm_node.h"
 #include "ops/channel_norm.h"
@@ -25,27 +26,11 @@ struct Arguments {
         bias(or_undefined(b)) {}
 };
 
-bool is_empty(const Tensor& input) {
-  const auto count = input.sym_numel();
-  return count.is_symbolic() ? TORCH_GUARD_OR_FALSE(count.sym_eq(0)) : count == 0;
-}
-
 c10::SymInt channels_of(const Tensor& input) {
   TORCH_CHECK(input.dim() >= 2 || is_empty(input),
               "batch_norm: expected input of at least 2 dimensions, [N, C, *], but got input of size ",
               input.sym_sizes());
   return input.dim() >= 2 ? input.sym_size(1) : 0;
-}
-
-void check_size(const char* name, const Tensor& parameter, const c10::SymInt& channels) {
-  if (!parameter.defined()) return;
-  TORCH_CHECK(expect_equal(parameter.sym_numel(), channels), name, " should contain ", channels, " elements not ",
-              parameter.sym_numel());
-}
-
-// As check_parameters, but beside an empty input torch takes any dtypes.
-at::ScalarType check_dtypes(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters) {
-  return is_empty(input) ? input.scalar_type() : check_parameters(op, input, parameters);
 }
 
 // Returns the dtype of the parameters and running statistics.
@@ -73,19 +58,6 @@ at::ScalarType check(const Tensor& input, const Arguments& a, bool training, dou
       {{"weight", a.weight}, {"bias", a.bias}, {"running_mean", a.running_mean}, {"running_var", a.running_var}});
 }
 
-// Contiguous or channels_last as input is; what torch suggests where it is neither.
-at::MemoryFormat memory_format(const Tensor& input) {
-  for (const auto format :
-       {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast, at::MemoryFormat::ChannelsLast3d})
-    if (input.is_contiguous(format)) return format;
-  return input.suggest_memory_format();
-}
-
-Tensor allocate_like(const Tensor& input) {
-  if (is_empty(input)) return at::empty_like(input);  // in every format at once: its strides tell which is meant
-  return empty(input, input.sym_sizes(), input.scalar_type(), memory_format(input));
-}
-
 Forward allocate(const Tensor& input, bool training) {
   const auto array = [&, type = statistics_type(input)](c10::SymInt size) { return empty(input, size, type); };
   const auto channels = channels_of(input);
@@ -95,11 +67,6 @@ Forward allocate(const Tensor& input, bool training) {
 Gradients allocate_gradients(const Tensor& input, at::ScalarType parameters, Mask mask) {
   const auto parameter = [&](bool wanted) { return wanted ? empty(input, channels_of(input), parameters) : Tensor{}; };
   return {mask[0] ? allocate_like(input) : Tensor{}, parameter(mask[1]), parameter(mask[2])};
-}
-
-ChannelNormShape shape_of(const Tensor& input, at::MemoryFormat format) {
-  const int64_t batch = input.size(0), channels = input.size(1);
-  return {batch, channels, input.numel() / (batch * channels), format != at::MemoryFormat::Contiguous};
 }
 
 // ------------------------------------------------------------------------------------------------ kernels and shapes
@@ -257,12 +224,6 @@ Gradients call_backward(const Tensor& grad_output, const Tensor& input, const Te
   return op.call(grad_output, input, mean, rstd, weight, training, eps, mask);
 }
 
-void call_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& var,
-                       c10::SymInt count, double momentum) {
-  static const auto op = operator_handle<decltype(update_stats_meta)>("normext::batch_norm_update_stats");
-  op.call(running_mean, running_var, mean, var, std::move(count), momentum);
-}
-
 // ------------------------------------------------------------------------------------------------ derivatives
 struct BatchNormDerivative {
   static constexpr const char* kName = "BatchNormBackward";
@@ -365,7 +326,7 @@ void update_stats_versions(const Tensor& running_mean, const Tensor& running_var
                            c10::SymInt count, double momentum) {
   {
     at::AutoDispatchBelowADInplaceOrView guard;
-    call_update_stats(running_mean, running_var, mean, var, std::move(count), momentum);
+    update_batch_norm_statistics(running_mean, running_var, mean, var, std::move(count), momentum);
   }
   torch::autograd::increment_version(running_mean);
   torch::autograd::increment_version(running_var);
@@ -377,7 +338,8 @@ Tensor composite(const Tensor& input, const MaybeTensor& running_mean, const May
     return at::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, false);
   const auto [output, mean, rstd, var] = call_forward(input, running_mean, running_var, weight, bias, training, eps);
   if (training && running_mean && !is_empty(input))
-    call_update_stats(*running_mean, *running_var, mean, var, input.sym_numel() / input.sym_size(1), momentum);
+    update_batch_norm_statistics(*running_mean, *running_var, mean, var, input.sym_numel() / input.sym_size(1),
+                                 momentum);
   return output;
 }
 
@@ -393,6 +355,12 @@ Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const Ma
                   const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps) {
   static const auto op = operator_handle<decltype(batch_norm)>("normext::batch_norm");
   return op.call(input, running_mean, running_var, weight, bias, training, momentum, eps);
+}
+
+void update_batch_norm_statistics(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                                  const Tensor& var, c10::SymInt count, double momentum) {
+  static const auto op = operator_handle<decltype(update_stats_meta)>("normext::batch_norm_update_stats");
+  op.call(running_mean, running_var, mean, var, std::move(count), momentum);
 }
 
 void check_not_differentiated(const MaybeTensor& running_mean, const MaybeTensor& running_var, bool training) {

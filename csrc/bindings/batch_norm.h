@@ -11,6 +11,10 @@ Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const Ma
 void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                       const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps);
 
+// Adds statistics of a batch, `count` values each, to the running ones.
+void update_batch_norm_statistics(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                                  const Tensor& var, c10::SymInt count, double momentum);
+
 // Throws what torch throws for running statistics that a derivative is asked of. Training does not read them: a tangent
 // is then let be.
 void check_not_differentiated(const MaybeTensor& running_mean, const MaybeTensor& running_var, bool training);

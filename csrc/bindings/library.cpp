@@ -37,6 +37,22 @@ TORCH_LIBRARY(normext, m) {
       "batch_norm_update_stats(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, "
       "SymInt count, float momentum) -> ()");
 
+  // The backward of GroupNorm is given the bias where there is an activation; `slope` is leaky_relu's.
+  m.def(
+      "group_norm(Tensor input, int num_groups, Tensor? weight=None, Tensor? bias=None, float eps=1e-05, *, "
+      "str? activation=None, float slope=0.01) -> Tensor");
+  m.def(
+      "group_norm_forward(Tensor input, SymInt num_groups, Tensor? weight, Tensor? bias, float eps, "
+      "str? activation=None, float slope=0.01) -> (Tensor output, Tensor mean, Tensor rstd, Tensor var)");
+  m.def(
+      "group_norm_backward(Tensor grad_output, Tensor input, SymInt num_groups, Tensor mean, Tensor rstd, "
+      "Tensor? weight, Tensor? bias, float eps, bool[3] output_mask, str? activation=None, float slope=0.01) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "instance_norm(Tensor input, Tensor(a!)? running_mean=None, Tensor(b!)? running_var=None, Tensor? weight=None, "
+      "Tensor? bias=None, bool use_input_stats=True, float momentum=0.1, float eps=1e-05, *, str? activation=None, "
+      "float slope=0.01) -> Tensor");
+
   m.def("second_derivative(Tensor input, Tensor a, Tensor b, int[] dim, float eps, bool centered=True) -> Tensor");
 
   m.def(
@@ -48,4 +64,10 @@ TORCH_LIBRARY(normext, m) {
   m.def(
       "check_batch_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, "
       "bool training, float momentum, float eps) -> ()");
+  m.def(
+      "check_group_norm(Tensor input, int num_groups, Tensor? weight, Tensor? bias, float eps, *, str? activation, "
+      "float slope) -> ()");
+  m.def(
+      "check_instance_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, "
+      "bool use_input_stats, float momentum, float eps, *, str? activation, float slope) -> ()");
 }

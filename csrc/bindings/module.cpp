@@ -12,6 +12,7 @@
 
 #include "batch_norm.h"
 #include "enable.h"
+#include "group_norm.h"
 #include "row_norm.h"
 
 namespace py = pybind11;
@@ -121,6 +122,39 @@ PyObject* batch_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
 }
 
 template <auto function>
+PyObject* group_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
+  HANDLE_TH_ERRORS
+  static torch::PythonArgParser parser(
+      {"group_norm(Tensor input, int64_t num_groups, Tensor? weight=None, Tensor? bias=None, double eps=1e-05, *, "
+       "c10::string_view? activation=None, double slope=0.01)"});
+  torch::ParsedArgs<7> parsed;
+  auto r = parser.parse(args, kwargs, parsed);
+  return unlocked(
+      [input = r.tensor(0), num_groups = r.toInt64(1), weight = r.optionalTensor(2), bias = r.optionalTensor(3),
+       eps = to_double(r, 4), activation = r.stringViewOptional(5),
+       slope = to_double(r, 6)] { return function(input, num_groups, weight, bias, eps, activation, slope); });
+  END_HANDLE_TH_ERRORS
+}
+
+template <auto function>
+PyObject* instance_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
+  HANDLE_TH_ERRORS
+  static torch::PythonArgParser parser(
+      {"instance_norm(Tensor input, Tensor? running_mean=None, Tensor? running_var=None, Tensor? weight=None, "
+       "Tensor? bias=None, bool use_input_stats=True, double momentum=0.1, double eps=1e-05, *, "
+       "c10::string_view? activation=None, double slope=0.01)"});
+  torch::ParsedArgs<10> parsed;
+  auto r = parser.parse(args, kwargs, parsed);
+  return unlocked([input = r.tensor(0), running_mean = r.optionalTensor(1), running_var = r.optionalTensor(2),
+                   weight = r.optionalTensor(3), bias = r.optionalTensor(4), use_input_stats = r.toBool(5),
+                   momentum = to_double(r, 6), eps = to_double(r, 7), activation = r.stringViewOptional(8),
+                   slope = to_double(r, 9)] {
+    return function(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation, slope);
+  });
+  END_HANDLE_TH_ERRORS
+}
+
+template <auto function>
 PyCFunction with_keywords() {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
@@ -132,6 +166,11 @@ PyMethodDef norms[] = {
     {"check_rms_norm", with_keywords<rms_norm_python<check_rms_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"batch_norm", with_keywords<batch_norm_python<batch_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"check_batch_norm", with_keywords<batch_norm_python<check_batch_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
+    {"group_norm", with_keywords<group_norm_python<group_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
+    {"check_group_norm", with_keywords<group_norm_python<check_group_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
+    {"instance_norm", with_keywords<instance_norm_python<instance_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
+    {"check_instance_norm", with_keywords<instance_norm_python<check_instance_norm>>(), METH_VARARGS | METH_KEYWORDS,
+     nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

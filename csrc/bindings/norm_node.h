@@ -12,9 +12,9 @@
 
 namespace normext {
 
-// What a backward pass needs of the forward pass; weight may be undefined.
+// What a backward pass needs of the forward pass; weight and bias may be undefined.
 struct Saved {
-  Tensor input, weight, mean, rstd;
+  Tensor input, weight, mean, rstd, bias = {};
 };
 
 // Norm has a kName, options that it shows to `collect`, and gradients(grad_output, saved, mask).
@@ -25,7 +25,9 @@ class NormNode : public torch::autograd::Node {
 
   explicit NormNode(const Norm& norm) : norm_(norm) {}
 
-  void save(const Saved& s) { saved_ = {{{s.input, false}, {s.weight, false}, {s.mean, false}, {s.rstd, false}}}; }
+  void save(const Saved& s) {
+    saved_ = {{{s.input, false}, {s.weight, false}, {s.mean, false}, {s.rstd, false}, {s.bias, false}}};
+  }
 
   std::string name() const override { return Norm::kName; }
 
@@ -49,7 +51,7 @@ class NormNode : public torch::autograd::Node {
     const Saved saved = unpack();
     const Mask wanted = mask();
     compiled::PackedArgs args;
-    args.pack(variable_list{saved.input, saved.weight, saved.mean, saved.rstd});
+    args.pack(variable_list{saved.input, saved.weight, saved.mean, saved.rstd, saved.bias});
     args.pack(std::vector<bool>(wanted.begin(), wanted.end()));
     std::vector<at::TypePtr> types;
     for (const auto& argument : args.vec()) types.push_back(argument.type());
@@ -57,7 +59,7 @@ class NormNode : public torch::autograd::Node {
       compiled::PackedArgs args(packed);
       const auto s = args.template unpack<variable_list>();
       const auto wanted = args.template unpack<std::vector<bool>>();
-      return gradients(norm, grads[0], {s[0], s[1], s[2], s[3]}, {wanted[0], wanted[1], wanted[2]});
+      return gradients(norm, grads[0], {s[0], s[1], s[2], s[3], s[4]}, {wanted[0], wanted[1], wanted[2]});
     };
     const auto& python = compiled::getPyCompilerInterface();
     const auto bound =
@@ -78,7 +80,7 @@ class NormNode : public torch::autograd::Node {
 
   Saved unpack() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return {saved_[0].unpack(), saved_[1].unpack(), saved_[2].unpack(), saved_[3].unpack()};
+    return {saved_[0].unpack(), saved_[1].unpack(), saved_[2].unpack(), saved_[3].unpack(), saved_[4].unpack()};
   }
 
   // An absent weight or bias has no edge, and so no gradient.
@@ -87,7 +89,7 @@ class NormNode : public torch::autograd::Node {
   }
 
   Norm norm_;
-  std::array<torch::autograd::SavedVariable, 4> saved_;
+  std::array<torch::autograd::SavedVariable, 5> saved_;
 };
 
 // A node with edges to input, weight and bias, in the kind of pointer that this torch keeps nodes in.

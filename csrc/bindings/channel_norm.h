@@ -1,0 +1,31 @@
+// channel_norm.h -- what the bindings of channel norms share: layouts, sizes of parameters, activations.
+#pragma once
+#include <string_view>
+
+#include "common.h"
+#include "ops/channel_norm.h"
+
+namespace normext {
+
+bool is_empty(const Tensor& input);
+
+// The size of a parameter, which may be undefined, against the number of channels.
+void check_size(const char* name, const Tensor& parameter, const c10::SymInt& channels);
+
+// As check_parameters, but beside an empty input torch takes any dtypes.
+at::ScalarType check_dtypes(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters);
+
+// Contiguous or channels_last as input is; what torch suggests where it is neither.
+at::MemoryFormat memory_format(const Tensor& input);
+
+Tensor allocate_like(const Tensor& input);
+ChannelNormShape shape_of(const Tensor& input, at::MemoryFormat format);
+
+// An activation as operators are given it: relu, leaky_relu, which is the one with a slope, silu, or none.
+using ActivationName = std::optional<std::string_view>;
+Activation activation_of(const char* op, const ActivationName& name, double slope);
+
+// grad_output * activation'(z), for z of float32 or float64, in operations that can be differentiated.
+Tensor activation_gradient(const Activation& activation, const Tensor& grad_output, const Tensor& z);
+
+}  // namespace normext

@@ -1,0 +1,29 @@
+"""What may follow a channel norm: ``None``, ``"relu"``, ``"leaky_relu"``, ``("leaky_relu", slope)`` or ``"silu"``."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+SLOPE = 0.01  # of leaky_relu, as in torch
+
+Activation = str | tuple[str, float] | None
+
+
+def parts(activation: Activation) -> tuple[str | None, float]:
+    """Its name and its slope, which operators are given one by one. They know which names there are."""
+    if not isinstance(activation, tuple):
+        return activation, SLOPE
+    if len(activation) != 2 or activation[0] != "leaky_relu" or not isinstance(activation[1], (float, int)):
+        raise ValueError(
+            "expected activation to be None, 'relu', 'leaky_relu', ('leaky_relu', slope) or 'silu', "
+            f"but got {activation!r}"
+        )
+    return activation[0], float(activation[1])
+
+
+def apply(z: Tensor, name: str | None, slope: float) -> Tensor:
+    """The activation by torch's own operators."""
+    if name == "relu":
+        return F.relu(z)
+    if name == "leaky_relu":
+        return F.leaky_relu(z, slope)
+    return z if name is None else F.silu(z)
