@@ -3,7 +3,8 @@
 Each class derives from its namesake in ``torch.nn`` and overrides the computation only.
 """
 
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -191,7 +192,7 @@ class LazyBatchNorm3d(_BatchNorm, torch.nn.LazyBatchNorm3d):
 class _Activated(torch.nn.Module):
     """What norms with an activation share: it is none of torch's arguments, and the last part of their repr."""
 
-    activation: Activation = None
+    activation = cast(Activation, None)  # without an annotation, which TorchScript would take for its type
 
     def __init__(self, *args: Any, activation: Activation = None, **kwargs: Any) -> None:
         self.activation = activation
@@ -233,7 +234,23 @@ class _InstanceNorm(_Activated, torch.nn.modules.instancenorm._InstanceNorm):
             leaf = tracing.leaf(self, input)
             if leaf is not None:
                 return leaf
-        return super().forward(input)
+        self._check_input_dim(input)
+        without_batch = self._get_no_batch_dim()
+        dim = input.dim() - without_batch
+        if input.size(dim) != self.num_features:
+            if self.affine:
+                raise ValueError(
+                    f"expected input's size at dim={dim} to match num_features"
+                    f" ({self.num_features}), but got: {input.size(dim)}."
+                )
+            warnings.warn(
+                f"input's size at dim={dim} does not match num_features. You can silence this warning by not passing "
+                "in num_features, which is not used because affine=False",
+                stacklevel=2,
+            )
+        if dim == 0:
+            return self._apply_instance_norm(input.unsqueeze(0)).squeeze(0)
+        return self._apply_instance_norm(input)
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         momentum = 0.0
@@ -257,7 +274,10 @@ class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
 
 
 class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
-    """:class:`torch.nn.InstanceNorm2d`, computed by :func:`normext.instance_norm`: ``[N, C, H, W]`` or ``[C, H, W]``."""
+    """:class:`torch.nn.InstanceNorm2d`, computed by :func:`normext.instance_norm`.
+
+    Takes ``[N, C, H, W]`` or ``[C, H, W]``.
+    """
 
 
 class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):

@@ -35,7 +35,6 @@ for _name in ("layer_norm", "rms_norm"):
     _library.impl(_name, partial(_row_norm, _name), "CompositeImplicitAutogradNestedTensor")
 
 
-
 def _channel_norm(name: str, *arguments: Any, **_: Any) -> Tensor:
     return getattr(torch_functional, name)(*arguments)
 

@@ -361,9 +361,8 @@ def instance_norm(
         slope=slope,
     )
     if not use_input_stats:
-        return batch_norm(
-            input, running_mean, running_var, weight, bias, False, momentum, eps, activation=activation, slope=slope
-        )
+        output = batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+        return activations.apply(output, activation, slope)
     if running_mean is not None and running_var is not None and input.numel() > 0:
         var, mean = torch.var_mean(input.detach().double(), list(range(2, input.dim())), correction=0)
         dtype = _wide(input).dtype

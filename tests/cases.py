@@ -71,6 +71,8 @@ def activate(z: Tensor, activation: str | tuple[str, float] | None) -> Tensor:
     """What follows a channel norm, by torch's own."""
     if activation is None:
         return z
+    if activation == "silu":
+        return z * z.sigmoid()
     name, *slope = activation if isinstance(activation, tuple) else (activation,)
     return getattr(F, name)(z, *slope)
 
@@ -133,8 +135,8 @@ class Case:
         return {} if self.activation is None else {"activation": self.activation}
 
     def inputs(self, device: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-        """Fresh leaves that require gradients: x is [4, 3, 5] or, for GroupNorm, [3, 4, 5]; parameters are one or all of
-        its last two sizes.
+        """Fresh leaves that require gradients: x is [4, 3, 5], for GroupNorm [3, 4, 5]; parameters are of its channels
+        or of all sizes but the first.
         """
         x = values(*((3, 4) if self.norm == "group_norm" else (4, 3)), 5, dtype=dtype, device=device)
         shape = x.shape[1:] if self.norm in ("layer_norm", "rms_norm") else x.shape[1:2]

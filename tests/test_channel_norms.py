@@ -72,9 +72,7 @@ def check(
 
 @pairs
 @shapes
-def test_group_norm(
-    backend: str, shape: tuple[int, ...], groups: int, pair: tuple[torch.dtype, torch.dtype]
-) -> None:
+def test_group_norm(backend: str, shape: tuple[int, ...], groups: int, pair: tuple[torch.dtype, torch.dtype]) -> None:
     x, grad_output = (values(*shape, dtype=pair[0], device=backend) for _ in range(2))
     weight, bias = parameters((True, True), shape[1], dtype=pair[1], device=backend)
     for each in layouts(x):
@@ -189,7 +187,7 @@ def plain(x: Tensor, activation: str | tuple[str, float]) -> Tensor:
 
 @activations
 @pairs
-@pytest.mark.parametrize("shape", [(3, 6), (2, 6, 5), (2, 6, 9, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 48), (2, 6, 5), (2, 6, 9, 9)], ids=str)
 def test_activation(
     backend: str,
     shape: tuple[int, ...],
@@ -197,7 +195,8 @@ def test_activation(
     activation: str | tuple[str, float],
 ) -> None:
     """Against the same in float64, within what the norm itself is allowed and one rounding of the result."""
-    tensors = [values(*shape, dtype=pair[0], device=backend), *parameters((True, True), 6, dtype=pair[1], device=backend)]
+    affine = parameters((True, True), shape[1], dtype=pair[1], device=backend)
+    tensors = [values(*shape, dtype=pair[0], device=backend), *affine]
     grad_output = values(*shape, dtype=pair[0], device=backend)
     wide = leaves(*(t.double() for t in tensors))
     expected = plain(F.group_norm(wide[0], 3, *wide[1:]), activation)
@@ -206,18 +205,17 @@ def test_activation(
         inputs = leaves(each, *tensors[1:])
         output = normext.group_norm(inputs[0], 3, *inputs[1:], activation=activation)
         for actual, wanted in zip([output, *gradients(output, inputs, grad_output)], expected, strict=True):
-            eps = max(torch.finfo(actual.dtype).eps, torch.finfo(torch.float64).eps * 16)
-            torch.testing.assert_close(
-                actual.double(), wanted, rtol=eps, atol=8 * torch.finfo(tensors[0].float().dtype).eps * 50
-                if actual.dtype != torch.float64
-                else 1e-13,
-            )
+            summing = 1e-13 if actual.dtype == torch.float64 else 4e-6
+            allowed = summing * wanted.abs().max().item()
+            torch.testing.assert_close(actual.double(), wanted, rtol=torch.finfo(actual.dtype).eps, atol=allowed)
 
 
 def test_silu_over_its_range(backend: str) -> None:
     """From where it is zero to where it is the identity: the norm passes a bias on as it is."""
     for dtype, ulps in ((torch.float32, 4), (torch.float64, 8)):
-        z = torch.cat([torch.linspace(-120, 120, 4001, dtype=dtype), torch.tensor([-1e30, 1e30, -0.0, 1e-30], dtype=dtype)])
+        z = torch.cat(
+            [torch.linspace(-120, 120, 4001, dtype=dtype), torch.tensor([-1e30, 1e30, -0.0, 1e-30], dtype=dtype)]
+        )
         zero = torch.zeros(1, z.numel(), 4, dtype=dtype)
         output = normext.group_norm(zero.to(backend), z.numel(), None, z.to(backend), activation="silu")[0, :, 0]
         torch.testing.assert_close(
@@ -314,38 +312,38 @@ def test_repr_and_state_dict() -> None:
 
 
 ERRORS: dict[str, Callable] = {
-    "groups that do not divide": lambda f: f.group_norm(torch.randn(2, 4, 5), 3),
-    "negative groups": lambda f: f.group_norm(torch.randn(2, 4, 5), -1),
-    "one dimension": lambda f: f.group_norm(torch.randn(4), 2),
-    "one value": lambda f: f.group_norm(torch.randn(1, 4), 4),
-    "weight of another size": lambda f: f.group_norm(torch.randn(2, 4, 5), 2, torch.ones(3)),
-    "weight of another shape": lambda f: f.group_norm(torch.randn(2, 4, 5), 2, torch.ones(2, 2)),
+    "groups that do not divide": lambda f: f.group_norm(torch.ones(2, 4, 5), 3),
+    "negative groups": lambda f: f.group_norm(torch.ones(2, 4, 5), -1),
+    "one dimension": lambda f: f.group_norm(torch.ones(4), 2),
+    "one value": lambda f: f.group_norm(torch.ones(1, 4), 4),
+    "weight of another size": lambda f: f.group_norm(torch.ones(2, 4, 5), 2, torch.ones(3)),
+    "weight of another shape": lambda f: f.group_norm(torch.ones(2, 4, 5), 2, torch.ones(2, 2)),
     "an input of integers": lambda f: f.group_norm(torch.ones(2, 4, 5, dtype=torch.long), 2),
-    "a float for the groups": lambda f: f.group_norm(torch.randn(2, 4, 5), 2.0),
-    "parameters of another dtype": lambda f: f.group_norm(torch.randn(2, 4, 5), 2, torch.ones(4).double()),
-    "one spatial element": lambda f: f.instance_norm(torch.randn(2, 4, 1)),
-    "no spatial element": lambda f: f.instance_norm(torch.randn(2, 4)),
-    "no running statistics": lambda f: f.instance_norm(torch.randn(2, 4, 5), use_input_stats=False),
-    "one running statistic": lambda f: f.instance_norm(torch.randn(2, 4, 5), torch.ones(4)),
-    "running statistics of another size": lambda f: f.instance_norm(torch.randn(2, 4, 5), torch.ones(3), torch.ones(3)),
+    "a float for the groups": lambda f: f.group_norm(torch.ones(2, 4, 5), 2.0),
+    "parameters of another dtype": lambda f: f.group_norm(torch.ones(2, 4, 5), 2, torch.ones(4).double()),
+    "one spatial element": lambda f: f.instance_norm(torch.ones(2, 4, 1)),
+    "no spatial element": lambda f: f.instance_norm(torch.ones(2, 4)),
+    "no running statistics": lambda f: f.instance_norm(torch.ones(2, 4, 5), use_input_stats=False),
+    "one running statistic": lambda f: f.instance_norm(torch.ones(2, 4, 5), torch.ones(4)),
+    "running statistics of another size": lambda f: f.instance_norm(torch.ones(2, 4, 5), torch.ones(3), torch.ones(3)),
     "a derivative of running statistics": lambda f: f.instance_norm(
-        torch.randn(2, 4, 5), torch.ones(4, requires_grad=True), torch.ones(4)
+        torch.ones(2, 4, 5), torch.ones(4, requires_grad=True), torch.ones(4)
     ),
 }
 
 
 @pytest.mark.parametrize("call", ERRORS.values(), ids=ERRORS.keys())
 def test_errors_are_torchs(call: Callable) -> None:
-    """Of torch's type; in torch's words as far as its first four, where there is no figure yet."""
-    with pytest.raises(Exception) as theirs:  # noqa: PT011
+    """Of torch's type, and in its words to begin with."""
+    with pytest.raises(Exception) as theirs:
         call(F)
     with pytest.raises(type(theirs.value)) as ours:
         call(normext)
     with pytest.raises(type(theirs.value)):
         torch.func.vmap(lambda _: call(normext))(torch.zeros(1))
-    if "mixed dtype" not in str(theirs.value) and "not implemented" not in str(theirs.value):
-        if "derivative" not in str(theirs.value) and "differentiable" not in str(theirs.value):
-            assert str(ours.value).split()[:4] == str(theirs.value).split()[:4]
+    own_words = ("mixed dtype", "not implemented", "not differentiable")
+    if not any(words in str(theirs.value) for words in own_words):
+        assert str(ours.value).split()[:3] == str(theirs.value).split()[:3]
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (2, 4, 0), (2, 0, 5), (0, 0), (2, 4, 0, 3)], ids=str)

@@ -45,6 +45,12 @@ Activation activation_of(const char* op, const ActivationName& name, double slop
                     "but got '", std::string(*name), "'");
 }
 
+Tensor activated(const Tensor& z, const Activation& activation) {
+  if (activation.kind == Activation::Kind::none) return z;
+  if (activation.kind == Activation::Kind::silu) return z * z.sigmoid();
+  return at::leaky_relu(z, activation.slope);
+}
+
 Tensor activation_gradient(const Activation& activation, const Tensor& grad_output, const Tensor& z) {
   if (activation.kind == Activation::Kind::none) return grad_output;
   if (activation.kind == Activation::Kind::leaky_relu)

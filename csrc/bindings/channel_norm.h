@@ -25,6 +25,9 @@ ChannelNormShape shape_of(const Tensor& input, at::MemoryFormat format);
 using ActivationName = std::optional<std::string_view>;
 Activation activation_of(const char* op, const ActivationName& name, double slope);
 
+// activation(z), in torch's operators.
+Tensor activated(const Tensor& z, const Activation& activation);
+
 // grad_output * activation'(z), for z of float32 or float64, in operations that can be differentiated.
 Tensor activation_gradient(const Activation& activation, const Tensor& grad_output, const Tensor& z);
 

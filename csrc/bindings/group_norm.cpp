@@ -262,12 +262,12 @@ Tensor joined(const Tensor& tensor) { return tensor.defined() ? tensor.flatten(1
 
 struct GroupNormBackwardFunction : torch::autograd::Function<GroupNormBackwardFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
-                               const Tensor& weight, c10::SymInt num_groups, const Tensor& mean, const Tensor& rstd,
-                               double eps, Mask mask) {
+                               const MaybeTensor& weight, c10::SymInt num_groups, const Tensor& mean,
+                               const Tensor& rstd, double eps, Mask mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto gradients = call_backward(grad_output, input, num_groups, mean, rstd, or_none(weight), std::nullopt, eps,
-                                         mask, std::nullopt, 0);
-    ctx->save_for_backward({grad_output, input, weight});
+    const auto gradients =
+        call_backward(grad_output, input, num_groups, mean, rstd, weight, std::nullopt, eps, mask, std::nullopt, 0);
+    ctx->save_for_backward({grad_output, input, or_undefined(weight)});
     ctx->saved_data["num_groups"] = num_groups;
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["mask"] = c10::List<bool>({mask[0], mask[1], mask[2]});
@@ -338,8 +338,8 @@ Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, c10:
     std::get<2>(gradients) = flat(std::get<2>(gradients));
     return gradients;
   }
-  const auto gradients =
-      spread(GroupNormBackwardFunction::apply(grad_output, input, weight, num_groups, mean, rstd, eps, mask), mask);
+  const auto gradients = spread(
+      GroupNormBackwardFunction::apply(grad_output, input, maybe_weight, num_groups, mean, rstd, eps, mask), mask);
   return {gradients[0], gradients[1], gradients[2]};
 }
 
@@ -355,7 +355,9 @@ Tensor instance_norm_composite(const Tensor& input, const MaybeTensor& running_m
                                double momentum, double eps, ActivationName activation, double slope) {
   check_instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation,
                       slope);
-  if (!use_input_stats) return batch_norm(input, running_mean, running_var, weight, bias, false, momentum, eps);
+  if (!use_input_stats)
+    return activated(batch_norm(input, running_mean, running_var, weight, bias, false, momentum, eps),
+                     activation_of("instance_norm", activation, slope));
   const auto flat_vector = [](const MaybeTensor& t) { return t ? MaybeTensor(t->flatten()) : t; };
   const auto [output, mean, rstd, var] =
       call_forward(input, input.sym_size(1), flat_vector(weight), flat_vector(bias), eps, activation, slope);
