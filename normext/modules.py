@@ -3,6 +3,7 @@
 Each class derives from its namesake in ``torch.nn`` and overrides the computation only.
 """
 
+import inspect
 import warnings
 from typing import Any, cast
 
@@ -193,6 +194,12 @@ class _Activated(torch.nn.Module):
     """What norms with an activation share: it is none of torch's arguments, and the last part of their repr."""
 
     activation = cast(Activation, None)  # without an annotation, which TorchScript would take for its type
+
+    def __init_subclass__(cls) -> None:
+        """Its signature is torch's and one argument more."""
+        theirs = inspect.signature(next(base for base in cls.__mro__ if base.__module__.startswith("torch.nn.")))
+        own = inspect.Parameter("activation", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Activation)
+        cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), own])  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, activation: Activation = None, **kwargs: Any) -> None:
         self.activation = activation

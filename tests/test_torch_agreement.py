@@ -47,6 +47,8 @@ OURS = {
     "nn.functional.layer_norm": normext.layer_norm,
     "nn.functional.rms_norm": normext.rms_norm,
     "nn.functional.batch_norm": normext.batch_norm,
+    "nn.functional.group_norm": normext.group_norm,
+    "nn.functional.instance_norm": normext.instance_norm,
     "native_layer_norm": ops.layer_norm_forward,
     "native_batch_norm": native_batch_norm,
 }
@@ -58,7 +60,7 @@ module_infos = pytest.mark.parametrize("info", MODULE_INFOS, ids=lambda info: in
 
 def test_torch_still_has_the_samples() -> None:
     assert {info.name for info in OP_INFOS} == set(OURS)
-    assert len(MODULE_INFOS) == 5
+    assert len(MODULE_INFOS) == 9
 
 
 def on_cpu(argument: object) -> object:
@@ -93,7 +95,7 @@ def test_samples(device: str, dtype: torch.dtype, info: object) -> None:
         theirs = run(
             info.op,
             copy.deepcopy([on_cpu(widened(a)) for a in arguments]),
-            {name: on_cpu(value) for name, value in sample.kwargs.items()},
+            {name: on_cpu(widened(value)) for name, value in sample.kwargs.items()},
         )
         ours = run(OURS[info.name], copy.deepcopy(arguments), sample.kwargs)
         assert ours[0].dtype == dtype
@@ -372,13 +374,17 @@ TYPES = {
     "momentum": ("float", [None, "0.1"]),
     "eps": ("float", [None, "0.1"]),
     "weight_offset": ("float", [None, "0.1"]),
+    "num_groups": ("int", [None, 2.5]),
+    "use_input_stats": ("bool", [None, 1]),
+    "activation": ("str", [3]),
 }
 
 
-@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "batch_norm"])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"])
 def test_types(name: str) -> None:
     function = getattr(normext, name)
     right = {"input": image(), "normalized_shape": [4], "running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    right["num_groups"] = 3
     right = {argument: value for argument, value in right.items() if argument in inspect.signature(function).parameters}
     for position, (argument, parameter) in enumerate(inspect.signature(function).parameters.items(), 1):
         wanted, wrong = TYPES[argument]
@@ -477,8 +483,8 @@ def test_module_errors(device: str, info: object) -> None:
     if info.module_error_inputs_func is None:
         pytest.skip("torch lists none")
     for error in info.module_error_inputs_func(info, device, torch.float32, requires_grad=False, training=True):
-        ours, _ = twins(info, error.module_error_input)
-        with pytest.raises(error.error_type, match=error.error_regex):
+        with pytest.raises(error.error_type, match=error.error_regex):  # when it is made, or when it is called
+            ours, _ = twins(info, error.module_error_input)
             ours(*error.module_error_input.forward_input.args)
 
 
@@ -509,7 +515,7 @@ def test_module_signature(info: object) -> None:
     assert ours._version == info.module_cls._version
 
 
-@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "batch_norm"])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"])
 def test_function_signature(name: str) -> None:
     assert positional(getattr(normext, name)) == positional(getattr(F, name))
 
@@ -520,6 +526,8 @@ MAKERS = {
     "BatchNorm1d": lambda library, **options: library.BatchNorm1d(3, **options),
     "BatchNorm2d": lambda library, **options: library.BatchNorm2d(3, **options),
     "BatchNorm3d": lambda library, **options: library.BatchNorm3d(3, **options),
+    "GroupNorm": lambda library, bias=None, **options: library.GroupNorm(3, 6, **options),
+    "InstanceNorm2d": lambda library, bias=None, **options: library.InstanceNorm2d(3, affine=True, **options),
 }
 makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 OPTIONS = [{}, without_bias, {"eps": 1e-3}, {"dtype": torch.float64}, {"device": "meta"}]
@@ -578,7 +586,9 @@ def test_copies(make: Callable, clone: Callable) -> None:
     assert repr(twin) == repr(module)
     assert not twin.training
     dims = {"LayerNorm": 3, "RMSNorm": 3, "BatchNorm1d": 3, "BatchNorm2d": 4, "BatchNorm3d": 5}
-    x = torch.randn([2, 3, 4, 4, 4][: dims[type(module).__name__]])
+    dims |= {"GroupNorm": 4, "InstanceNorm2d": 4}
+    channels = 6 if isinstance(module, normext.GroupNorm) else 3
+    x = torch.randn([2, channels, 4, 4, 4][: dims[type(module).__name__]])
     assert torch.equal(twin(x), module(x))
 
 

@@ -13,8 +13,8 @@ struct ChannelKind {
   bool residual, weight, bias;
   const char* name;
 };
-constexpr Activation kNone = {}, kRelu = {Activation::Kind::leaky_relu, 0}, kLeaky = {Activation::Kind::leaky_relu, 0.2},
-                     kSilu = {Activation::Kind::silu};
+constexpr Activation kNone = {}, kRelu = {Activation::Kind::leaky_relu, 0},
+                     kLeaky = {Activation::Kind::leaky_relu, 0.2}, kSilu = {Activation::Kind::silu};
 constexpr ChannelKind kChannelKinds[] = {{true, kNone, false, true, true, "group_norm"},
                                          {true, kSilu, false, true, true, "group_norm, silu"},
                                          {true, kNone, false, false, false, "group_norm without parameters"},
