@@ -180,7 +180,7 @@ def test_fake_layer_norm(device: str, dtype: torch.dtype, layout: Callable) -> N
 @cases
 def test_meta_tensors(case: Case) -> None:
     inputs = tuple(t.detach().to("meta") for t in case.inputs("cpu"))
-    assert case.ours(*inputs).shape == (4, 3, 5)
+    assert case.ours(*inputs).shape == inputs[0].shape
     assert case.ours(*inputs).is_meta
 
 

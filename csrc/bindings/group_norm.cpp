@@ -222,7 +222,7 @@ struct GroupNormDerivative {
                          mask, activation ? ActivationName(*activation) : std::nullopt, slope);
   }
   void collect(torch::dynamo::autograd::CompiledNodeArgs& args) const {
-    args.collect(num_groups);
+    args.collect(num_groups.maybe_as_int().value_or(-1));  // a symbolic one is the number of channels
     args.collect(eps);
     args.collect(activation);
     args.collect(slope);
