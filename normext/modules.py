@@ -219,8 +219,8 @@ class GroupNorm(_Activated, torch.nn.GroupNorm):
         activation: what follows the norm, computed with it: None, "relu", "leaky_relu", ("leaky_relu", slope), "silu".
 
     Example:
-        >>> normext.GroupNorm(32, 320, activation="silu")
-        GroupNorm(32, 320, eps=1e-05, affine=True, activation='silu')
+        >>> normext.GroupNorm(2, 4, activation="relu")(torch.tensor([[1.0, 3.0, 5.0, 5.0]])).tolist()
+        [[0.0, 0.9999949932098389, 0.0, 0.0]]
     """
 
     def forward(self, input: Tensor) -> Tensor:
