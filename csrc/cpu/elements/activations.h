@@ -87,7 +87,7 @@ struct LeakyRelu {
   static constexpr int kCoefficients = 1;  // slope
   template <class V>
   NORMEXT_INLINE static V apply(V z, const V* k) {
-    return where_negative(z, z * k[0], z);
+    return where_negative(z, fma(z, k[0], V{}), z);  // a slope of zero makes it zero, and not -0
   }
   // g * activation'(z). At zero it is the slope, as in torch.
   template <class V>
