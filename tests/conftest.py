@@ -72,7 +72,7 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-# What has no CUDA kernels yet, in the ids of its tests.
+# What nobody has run on CUDA's kernels yet, in the ids of its tests.
 NOT_ON_CUDA = ("group_norm", "instance_norm", "GroupNorm", "InstanceNorm", "test_channel_norms")
 
 
@@ -81,7 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         on_cuda = EMULATED or "cuda" in item.nodeid
         if on_cuda and any(name in item.nodeid for name in NOT_ON_CUDA):
-            item.add_marker(pytest.mark.skip(reason="no kernels for CUDA yet"))
+            item.add_marker(pytest.mark.skip(reason="not run on the kernels for CUDA yet"))
     if "slow" in config.getoption("markexpr"):
         return
     for item in items:
