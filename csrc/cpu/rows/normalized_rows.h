@@ -169,18 +169,18 @@ struct NormalizedRows {
   // For `count` rows, or as many as have their two sums in one vector: a shift, and sums of d and d^2, d = x - shift.
   // The lanes of all are summed in the same instructions.
   static constexpr int kRowsSummed = kLanes / 2;
-  void short_row_sums(const T* x, int64_t stride, int64_t count, double* shift, double* first, double* second) const {
+  void short_row_sums(const T* const* x, int64_t count, double* shift, double* first, double* second) const {
     Floats lanes[kLanes] = {};
     float near[kLanes] = {};
     if constexpr (!kDotSums<T> && Statistics::kCentered) {
-      for (int r = 0; r < kRowsSummed && r < count; ++r) lanes[r] = load(x + r * stride);
+      for (int r = 0; r < kRowsSummed && r < count; ++r) lanes[r] = load(x[r]);
       store(near, sum_each(lanes) * (1.0f / kLanes));
     }
     Doubles totals{};
     for (int64_t at = 0, stop; at < columns; at = stop) {
       stop = std::min(columns, at + kShort / 2 * kLanes);  // the sums of lanes are float32's, too
       for (int r = 0; r < kRowsSummed && r < count; ++r) {
-        const T* const in[1] = {x + r * stride};
+        const T* const in[1] = {x[r]};
         if constexpr (kDotSums<T>) {
           const auto short_sums = short_dot_sum<FirstSums, 0>(in, 0, at, stop);
           lanes[r] = short_sums.sums[0];
@@ -199,10 +199,10 @@ struct NormalizedRows {
     store_raw(second, totals.high);
   }
 
-  // Some rows that go through each step together, at even distances, and their statistics.
+  // Some rows that go through each step together, where they are, and their statistics.
   struct Rows {
     int64_t first, count;
-    const T* x;
+    const T* x[kRowsTogether];
     double means[kRowsTogether], vars[kRowsTogether];
   };
 
@@ -219,17 +219,16 @@ struct NormalizedRows {
     }
     for (int64_t r = 0; r < group.count; ++r) {
       if (is_sound[r]) continue;
-      const Moments moments = mended_moments_of<Statistics>(group.x + r * input.strides.inner_stride, columns, eps);
+      const Moments moments = mended_moments_of<Statistics>(group.x[r], columns, eps);
       group.means[r] = moments.mean;
       group.vars[r] = moments.variance();
     }
   }
 
   void short_rows_statistics(Rows& group) const {
-    const int64_t stride = input.strides.inner_stride;
     double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
     for (int64_t r = 0; r < group.count; r += kRowsSummed)
-      short_row_sums(group.x + r * stride, stride, group.count - r, shift + r, first + r, second + r);
+      short_row_sums(group.x + r, group.count - r, shift + r, first + r, second + r);
     settle(group, shift, first, second);
   }
 
@@ -239,7 +238,7 @@ struct NormalizedRows {
     using From = Inputs<T, 1, kAhead>;
     double shift[kRowsTogether] = {}, first[kRowsTogether] = {}, second[kRowsTogether] = {};
     for (int64_t r = 0; r < group.count; ++r) {
-      const T* const in[1] = {group.x + r * input.strides.inner_stride};
+      const T* const in[1] = {group.x[r]};
       Doubles sums[2] = {};
       shift[r] = first_shift<Statistics>(in[0]);
       RunSums<FirstSums, T, From> run(From(in), 0, columns, {static_cast<S>(shift[r])}, sums);
@@ -264,8 +263,7 @@ struct NormalizedRows {
     for (int64_t r = 0; r < group.count; ++r) {
       Moments moments;
       for (int64_t piece = 0; piece < pieces; ++piece)
-        moments += piece_moments<kAhead>(group.x + r * input.strides.inner_stride, piece,
-                                         [&](auto& sums) NORMEXT_INLINE { beside(r, piece, sums); });
+        moments += piece_moments<kAhead>(group.x[r], piece, [&](auto& sums) NORMEXT_INLINE { beside(r, piece, sums); });
       group.means[r] = moments.mean;
       group.vars[r] = moments.variance();
     }
@@ -282,19 +280,19 @@ struct NormalizedRows {
         kVectorBytes == 64 && !kTwoPasses<T> && ((columns > kStep && columns <= 2 * kStep) || pieces > 2);
     const int64_t together = kTwoPasses<T> || columns < kFew || pieces > 1 ? 1 : kFirstLevel / row_bytes;
     const int64_t most = std::clamp<int64_t>(together, 1, kRowsTogether);
-    const int64_t stride = input.strides.inner_stride;
-    const int64_t ahead = fetch_rows && !along && should_fetch_rows(most * row_bytes) ? most * stride : 0;
+    const bool fetch = fetch_rows && !along && should_fetch_rows(most * row_bytes);
+    const int64_t ahead = fetch ? most * input.strides.inner_stride : 0;
     Stage<T> stage;
     Rows groups[2] = {}, *group = groups, *next = groups + 1;
     double rstds[kRowsTogether];
     const auto begin_at = [&](Rows& rows, int64_t first) {
       rows.first = first;
-      rows.count = input.even_rows(first, std::min(most, end - first));
-      rows.x = input[first];
+      rows.count = std::min(most, end - first);
+      input.find(first, rows.count, rows.x);
     };
     const auto normalize_row = [&](int64_t r, int64_t from, int64_t to, auto&& other) NORMEXT_INLINE {
       T* const out = staged ? stage.at + r * columns : output + (group->first + r) * columns;
-      normalize<kStream>(group->x + r * stride, out, group->means[r], rstds[r], from, to, ahead, other);
+      normalize<kStream>(group->x[r], out, group->means[r], rstds[r], from, to, ahead, other);
     };
     const auto normalize_piece = [&](int64_t r, int64_t piece, auto& sums) NORMEXT_INLINE {
       normalize_row(r, piece * kPiece, piece * kPiece + piece_length(columns, piece), sums);

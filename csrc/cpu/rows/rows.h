@@ -35,6 +35,18 @@ struct StridedRows {
     if (row < strides.inner) return first + row * strides.inner_stride;
     return first + row / strides.inner * strides.outer_stride + row % strides.inner * strides.inner_stride;
   }
+  // Where `count` rows begin.
+  void find(int64_t row, int64_t count, const T** begin) const {
+    const T* at = (*this)[row];
+    int64_t left = strides.inner - (row < strides.inner ? row : row % strides.inner);
+    for (int64_t r = 0; r < count; ++r, at += strides.inner_stride) {
+      if (left-- == 0) {
+        at += strides.outer_stride - strides.inner * strides.inner_stride;
+        left = strides.inner - 1;
+      }
+      begin[r] = at;
+    }
+  }
   // How many rows, up to `most`, lie at a distance of inner_stride from `row` on.
   int64_t even_rows(int64_t row, int64_t most) const {
     return row + most <= strides.inner ? most : std::min(most, strides.inner - row % strides.inner);
