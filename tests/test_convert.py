@@ -135,6 +135,17 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return self.act(self.drop(x))
 
 
+class GroupNormAct(nn.GroupNorm):
+    __module__ = "timm.layers.norm_act"
+
+    def __init__(self, groups: int, size: int) -> None:
+        super().__init__(groups, size)
+        self.drop, self.act = nn.Identity(), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)))
+
+
 class LayerNormOfLibrary(nn.LayerNorm):
     """Adds to torch's and computes as it."""
 
@@ -161,6 +172,9 @@ KINDS = [
     (lambda: LayerNorm2d(16), IMAGES),
     (lambda: LayerNormFp32(16), ROWS),
     (lambda: LayerNorm1P(16), ROWS),
+    (lambda: nn.GroupNorm(4, 16), IMAGES),
+    (lambda: nn.InstanceNorm2d(16, affine=True, track_running_stats=True), IMAGES),
+    (lambda: GroupNormAct(4, 16), IMAGES),
     (lambda: BatchNormAct2d(16), IMAGES),
     (lambda: BatchNormAct2d(16, nn.PReLU), IMAGES),
 ]
@@ -237,7 +251,10 @@ def test_dtypes_of_outputs_stay(make: Callable[[], nn.Module], shape: tuple[int,
         converted = copy.deepcopy(module)
         normext.convert(converted)
         x = torch.randn(shape, dtype=given)
-        if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm2d)) and parameters != given:
+        if (
+            isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d))
+            and parameters != given
+        ):
             continue  # normext's own norms: what they mix is tested elsewhere
         expected = module(x)
         torch.testing.assert_close(converted(x), expected, rtol=2e-2, atol=2e-2)
@@ -552,18 +569,6 @@ def check(model: nn.Module, x: Tensor) -> None:
     assert [type(m) for m in model.modules()] == [type(m) for m in twin.modules()]
 
 
-class GroupNormAct(nn.GroupNorm):
-    __module__ = "timm.layers.norm_act"
-
-    def __init__(self, groups: int, size: int) -> None:
-        super().__init__(groups, size)
-        self.drop, self.act = nn.Identity(), nn.SiLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)))
-
-
-@pytest.mark.skipif(not hasattr(normext, "GroupNorm"), reason="activations are GroupNorm's and InstanceNorm's")
 def test_activations_are_computed_with_the_norm() -> None:
     shared = nn.ReLU()
     model = nn.Sequential(
@@ -596,3 +601,11 @@ def test_activations_are_computed_with_the_norm() -> None:
     assert [type(m) for m in model.modules()] == [type(m) for m in twin.modules()]
     assert all(vars(a).keys() == vars(b).keys() for a, b in zip(model.modules(), twin.modules(), strict=True))
     torch.testing.assert_close(model(x), twin(x))
+
+
+def test_lazy_norms_become_what_they_would_have() -> None:
+    model = nn.Sequential(nn.LazyBatchNorm2d())
+    normext.convert(model)
+    model(torch.randn(IMAGES))
+    assert type(model[0]) is normext.BatchNorm2d
+    assert type(normext.revert(model)[0]) is nn.BatchNorm2d

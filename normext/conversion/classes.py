@@ -18,9 +18,7 @@ Computation = Callable[[Any, Tensor], Tensor]  # takes a module and its input; h
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # torch.nn's class -> normext's of the same name
 NAMESAKES: dict[type[Module], type[Module]] = {
-    getattr(torch.nn, name): getattr(modules, name)
-    for name in modules.__all__
-    if hasattr(torch.nn, name) and not name.startswith("Lazy")
+    getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__ if hasattr(torch.nn, name)
 }
 _TORCHS = {ours: theirs for theirs, ours in NAMESAKES.items()}
 _joined: dict[Any, type[Module]] = {}
