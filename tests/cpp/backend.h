@@ -34,4 +34,14 @@ std::vector<RowNormShape> row_norm_shapes();
 std::vector<int64_t> columns_of_sums();  // of aligned rows of input + residual, beside the shapes of row_kinds.h
 std::vector<ChannelNormShape> batch_norm_shapes();
 
+// For GroupNorm, and for BatchNorm with what may follow it.
+struct GroupNormShape {
+  ChannelNormShape shape;
+  int64_t groups;
+};
+std::vector<GroupNormShape> group_norm_shapes();
+
+// Whether its BatchNorm takes a residual and an activation yet (channel_norms.h).
+extern const bool kTakesActivations;
+
 }  // namespace normext::test

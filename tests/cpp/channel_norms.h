@@ -247,15 +247,18 @@ class ChannelCase {
   Statistics stats_{sets()};
 };
 
-// Every kind that the backend takes over its shapes, in turn: each dtype of every shape once, every kind often.
+// Each dtype of every shape with a kind of GroupNorm, in turn; of shapes that are not large, with one of BatchNorm too.
 inline void test_channel_norms() {
+  constexpr size_t kGroupKinds = 5, kBatchKinds = std::size(kChannelKinds) - kGroupKinds;
   size_t turn = 0;
-  for (const GroupNormShape& shape : group_norm_shapes()) {
-    for (const DTypes& t : kDTypes) {
-      const ChannelKind* kind = &kChannelKinds[turn++ % std::size(kChannelKinds)];
-      if (!kind->grouped && !kTakesActivations) kind = &kChannelKinds[turn % 5];
-      ChannelCase(*kind, shape.shape, shape.groups, t).test();
+  for (const auto& [shape, groups] : group_norm_shapes()) {
+    const bool batch_norms = kTakesActivations && shape.batch * shape.channels * shape.plane < kLarge;
+    for (size_t t = 0; t < std::size(kDTypes); ++t) {
+      ChannelCase(kChannelKinds[(turn + t) % kGroupKinds], shape, groups, kDTypes[t]).test();
+      if (batch_norms)
+        ChannelCase(kChannelKinds[kGroupKinds + (turn + t) % kBatchKinds], shape, groups, kDTypes[t]).test();
     }
+    ++turn;
   }
 }
 

@@ -52,10 +52,17 @@ constexpr int64_t kBatchNormShapes[][3] = {  // batch, channels, plane
     {4, 2, 34000}, {40, 2100, 1}, {19, 11, 300},
     // planes that share lines, in blocks of several, and planes walked as columns or not by the number of samples
     {3, 40, 113}, {2, 24, 1000}, {17, 3, 100}, {33, 3, 100}, {33, 3, 64}};
+
+constexpr int64_t kGroupNormShapes[][4] = {  // batch, channels, plane, groups
+    // next to nothing; planes shorter than a vector, of about one, longer
+    {1, 1, 2, 1}, {3, 4, 1, 2}, {2, 6, 7, 3}, {2, 4, 33, 4}, {3, 8, 64, 1}, {1, 4, 1025, 2},
+    // wide rows, groups that threads share, and groups of one channel
+    {2, 70, 49, 7}, {5, 9, 150, 9}, {1, 2, 40000, 1}, {9, 48, 81, 12}};
 // clang-format on
 
 }  // namespace
 
+const bool kTakesActivations = false;
 const bool kTakesRowKinds = true;
 const int64_t kLarge = kElementsPerThread;
 
@@ -73,6 +80,8 @@ template void run(const RowNormBackward&);
 template void run(const BatchNormForward&);
 template void run(const BatchNormBackward&);
 template void run(const BatchNormUpdate&);
+template void run(const GroupNormForward&);
+template void run(const GroupNormBackward&);
 
 std::vector<int64_t> columns_of_sums() { return {}; }
 
@@ -108,6 +117,15 @@ std::vector<ChannelNormShape> batch_norm_shapes() {
       if (plane == 1 && channels_last) continue;  // it is the same
       shapes.push_back({batch, channels, plane, channels_last});
     }
+  }
+  return shapes;
+}
+
+std::vector<GroupNormShape> group_norm_shapes() {
+  std::vector<GroupNormShape> shapes;
+  for (const auto& [batch, channels, plane, groups] : kGroupNormShapes) {
+    shapes.push_back({{batch, channels, plane, false}, groups});
+    if (plane > 1) shapes.push_back({{batch, channels, plane, true}, groups});
   }
   return shapes;
 }

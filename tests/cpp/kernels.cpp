@@ -6,6 +6,7 @@
 // That it finds what it is for was tried with planted faults: see test_sanitizers.py.
 #include <sstream>
 
+#include "channel_norms.h"
 #include "checks.h"
 #include "row_kinds.h"
 
@@ -341,6 +342,7 @@ int main(int argc, char** argv) {
     for (const auto& norm : kRowNorms) test_row_norm(norm, shape);
   if (kTakesRowKinds) test_row_kinds();
   for (const auto& shape : batch_norm_shapes()) test_batch_norm(shape);
+  test_channel_norms();
   test_far_ranges();
   for (const int64_t channels : {1, 3, 4, 7, 8, 9, 15, 16, 17, 33, 65, 257, 8193}) {
     for (const int64_t count : {2, 100}) test_batch_norm_update(channels, count);

@@ -41,6 +41,7 @@ std::vector<Setting> make_settings() {
 
 }  // namespace
 
+const bool kTakesActivations = true;
 const bool kTakesRowKinds = true;
 const int64_t kLarge = 4000;
 
@@ -58,6 +59,8 @@ template void run(const RowNormBackward&);
 template void run(const BatchNormForward&);
 template void run(const BatchNormBackward&);
 template void run(const BatchNormUpdate&);
+template void run(const GroupNormForward&);
+template void run(const GroupNormBackward&);
 
 namespace {
 
@@ -129,6 +132,38 @@ std::vector<ChannelNormShape> batch_norm_shapes() {
     if (plane > 1 && batch * channels * plane < kLarge) shapes.push_back({batch, channels, plane, true});
   }
   return shapes;
+}
+
+// Every entry of csrc/cuda/channels/group_norm_launches.cuh for every dtype, forward and backward, which keeps two
+// arrays; what fits nowhere; columns by vectors and one by one. Those of a kind stand together, and get their kinds of
+// norm in turn. test_kernels.py sees to it that no kernel is left out.
+std::vector<GroupNormShape> group_norm_shapes() {
+  return {// planes by vectors: a warp a group, 128 threads, 256, clusters of 2 to 8 of them, of 512
+          {{9, 16, 16, false}, 4},
+          {{2, 4, 704, false}, 2},
+          {{1, 2, 1536, false}, 2},
+          {{1, 2, 4096, false}, 1},
+          {{1, 2, 9000, false}, 1},
+          {{1, 2, 25000, false}, 1},
+          {{1, 2, 80000, false}, 1},
+          {{1, 1, 310000, false}, 1},
+          // planes element by element: a warp, 256 threads, clusters; [N, C]
+          {{3, 2, 1, false}, 2},
+          {{2, 6, 7, false}, 3},
+          {{1, 2, 1031, false}, 1},
+          {{1, 2, 9001, false}, 1},
+          {{1, 1, 20003, false}, 1},
+          {{1, 1, 70001, false}, 1},
+          // columns by vectors: one pixel a row and several, more than a block has across
+          {{9, 16, 16, true}, 16},
+          {{2, 5, 40, true}, 1},
+          {{3, 24, 40, true}, 3},
+          {{2, 264, 9, true}, 8},
+          // columns one by one
+          {{2, 6, 7, true}, 3},
+          {{3, 5, 41, true}, 5},
+          {{1, 17, 25, true}, 17},
+          {{3, 7, 13, true}, 1}};
 }
 
 }  // namespace normext::test
