@@ -155,7 +155,8 @@ class ChannelCase {
     const Buffer mean = arrays_.copy(stat_type_, stats_.mean.value), rstd = arrays_.copy(stat_type_, stats_.rstd.value);
     const double count = static_cast<double>(elements_) / static_cast<double>(sets());
     Expected want_input(elements_), want_weight(shape_.channels), want_bias(shape_.channels), want_residual(elements_);
-    std::vector<double> h_mean(sets()), hx_mean(sets()), h_size(sets()), hx_size(sets());
+    std::vector<long double> h_mean(sets()), hx_mean(sets()), weight_sum(shape_.channels), bias_sum(shape_.channels);
+    std::vector<double> h_size(sets()), hx_size(sets());
     const auto xhat = [&](int64_t i) { return (x_[i] - mean[set(i)]) * rstd[set(i)]; };
     const auto xhat_size = [&](int64_t i) { return (std::fabs(x_[i]) + std::fabs(mean[set(i)])) * rstd[set(i)]; };
     for (int64_t i = 0; i < elements_; ++i) {
@@ -166,16 +167,18 @@ class ChannelCase {
       const double size = std::fabs(dy_[i]) * (kind_.activation.kind == Activation::Kind::silu ? 1.1 + z_size(i) : 1);
       want_residual.set(i, g, size);
       const int64_t c = channel(i), s = set(i);
-      want_weight.value[c] += g * xhat(i), want_weight.size[c] += size * xhat_size(i);
-      want_bias.value[c] += g, want_bias.size[c] += size;
+      weight_sum[c] += g * xhat(i), want_weight.size[c] += size * xhat_size(i);
+      bias_sum[c] += g, want_bias.size[c] += size;
       h_mean[s] += g * weight(i) / count, hx_mean[s] += g * weight(i) * xhat(i) / count;
       h_size[s] += size * std::fabs(weight(i)) / count;
       hx_size[s] += size * std::fabs(weight(i)) * xhat_size(i) / count;
     }
+    want_weight.value.assign(weight_sum.begin(), weight_sum.end());
+    want_bias.value.assign(bias_sum.begin(), bias_sum.end());
     for (int64_t i = 0; i < elements_; ++i) {
       const int64_t s = set(i);
       const double h = want_residual.value[i] * weight(i), size = want_residual.size[i] * std::fabs(weight(i));
-      want_input.set(i, rstd[s] * (h - h_mean[s] - xhat(i) * hx_mean[s]),
+      want_input.set(i, rstd[s] * (h - static_cast<double>(h_mean[s]) - xhat(i) * static_cast<double>(hx_mean[s])),
                      rstd[s] * (size + h_size[s] + xhat_size(i) * hx_size[s]));
     }
     // All of them, or the input's alone.
