@@ -72,16 +72,8 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-# What nobody has run on CUDA's kernels yet, in the ids of its tests.
-NOT_ON_CUDA = ("group_norm", "instance_norm", "GroupNorm", "InstanceNorm", "test_channel_norms")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow tests run only if -m asks for them."""
-    for item in items:
-        on_cuda = EMULATED or "cuda" in item.nodeid
-        if on_cuda and any(name in item.nodeid for name in NOT_ON_CUDA):
-            item.add_marker(pytest.mark.skip(reason="not run on the kernels for CUDA yet"))
     if "slow" in config.getoption("markexpr"):
         return
     for item in items:
