@@ -24,12 +24,13 @@ class Case:
     """One norm over one tensor, in several directions.
 
     Attributes:
-        norm: ``layer_norm``, ``rms_norm`` or ``batch_norm``.
+        norm: the name of a function of normext's.
         group: what kind of shape this is; plots and sections of the table go by it.
         shape: the input's.
         dtype: the input's.
         normalized: row norms normalize over this many trailing dimensions.
         channels_last: the input's memory format.
+        strided: the input is a part of rows three times as long, as queries are in a fused projection.
         directions: those that are timed.
         quick: part of the quick run.
         compiled: torch.compile takes part in the quick run too. It compiles for seconds, so few cases of it do.
@@ -42,6 +43,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     normalized: int = 1
     channels_last: bool = False
+    strided: bool = False
     directions: tuple[str, ...] = TRAINING
     quick: bool = False
     compiled: bool = False
@@ -54,7 +56,17 @@ class Case:
     @property
     def has_bias(self) -> bool:
         """Whether the norm has a bias beside its weight."""
-        return self.norm != "rms_norm"
+        return "rms_norm" not in self.norm
+
+    @property
+    def adds(self) -> bool:
+        """Whether a residual is added before the norm."""
+        return self.norm.startswith("add_")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether there are a scale and a shift for each sample in the place of weight and bias."""
+        return self.norm.startswith("adaptive_")
 
     @property
     def label(self) -> str:
@@ -66,8 +78,8 @@ class Case:
 
     @property
     def layout(self) -> str:
-        """``contiguous`` or ``channels_last``."""
-        return "channels_last" if self.channels_last else "contiguous"
+        """``contiguous``, ``channels_last`` or ``strided``."""
+        return "strided" if self.strided else "channels_last" if self.channels_last else "contiguous"
 
     @property
     def dtype_name(self) -> str:
@@ -80,7 +92,9 @@ class Case:
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:
-        """The shape of weight and bias."""
+        """The shape of weight and bias, or of scale and shift."""
+        if self.adapts:
+            return self.shape[0], self.shape[-1]
         return self.shape[-self.normalized :] if self.is_row else self.shape[1:2]
 
     @property
@@ -92,30 +106,46 @@ class Case:
         """The bytes that any implementation must move to and from memory, however clever: the floor of the case.
 
         Forward reads input, weight and bias and writes output. Backward reads input, grad_output and weight and
-        writes three gradients. Each is counted once: what is read again (BatchNorm's second pass over an input that
+        writes three gradients. With a residual forward reads that and writes the sum too; backward reads two gradients
+        and the sum, and writes one that is both terms'.
+
+        Each is counted once: what is read again (BatchNorm's second pass over an input that
         outgrows the cache), fetched only to be overwritten, or saved for backward (statistics) is left out.
         """
         tensor = math.prod(self.shape) * self.dtype.itemsize
         parameter = math.prod(self.parameter_shape) * self.parameter_dtype.itemsize
         touched = {"forward": 2, "evaluation": 2, "backward": 3, "both": 5}[direction]
         biases = {"forward": 1, "evaluation": 1, "backward": 1, "both": 2}[direction]
-        return touched * (tensor + parameter) - (0 if self.has_bias else biases * parameter)
+        residuals = {"forward": 2, "evaluation": 2, "backward": 1, "both": 3}[direction] if self.adds else 0
+        return touched * (tensor + parameter) + residuals * tensor - (0 if self.has_bias else biases * parameter)
 
     def leaves(self, device: str, gradients: bool) -> tuple[Tensor, ...]:
-        """Input, weight, and bias if there is one; and whether gradients of them are wanted."""
+        """Input, residual, weight, and bias, as far as there are any; and whether gradients of them are wanted."""
         generator = torch.Generator(device).manual_seed(0)
-        x = torch.randn(self.shape, device=device, generator=generator).to(self.dtype)
+
+        def data(*shape: int) -> Tensor:
+            return torch.randn(shape, device=device, generator=generator).to(self.dtype)
+
+        x = data(*self.shape[:-1], 3 * self.shape[-1])[..., : self.shape[-1]] if self.strided else data(*self.shape)
         if self.channels_last:
             x = x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+        residual = [data(*self.shape)] if self.adds else []
+        if self.adapts:
+            scale, shift, *_ = data(self.shape[0], 6 * self.shape[-1]).chunk(6, dim=-1)
+            return tuple(leaf.detach().requires_grad_(gradients) for leaf in (x, scale, shift))
         parameters = (
             torch.randn(self.parameter_shape, device=device, generator=generator).to(self.parameter_dtype)
             for _ in range(2 if self.has_bias else 1)
         )
-        return tuple(leaf.requires_grad_(gradients) for leaf in (x, *parameters))
+        return tuple(leaf.requires_grad_(gradients) for leaf in (x, *residual, *parameters))
 
     def arguments(self, leaves: tuple[Tensor, ...], training: bool) -> tuple[object, ...]:
         """What ``torch.nn.functional``'s function takes. Each call returns new running statistics: they are updated."""
         x, *parameters = leaves
+        if self.adapts:
+            return *leaves, EPS
+        if self.adds:
+            return *leaves[:2], list(self.parameter_shape), *leaves[2:], EPS
         if self.is_row:
             return x, list(self.parameter_shape), *parameters, EPS
         running_mean = torch.zeros(self.parameter_shape, device=x.device)
@@ -190,6 +220,7 @@ def _rms_norm_cpu() -> Iterator[Case]:
     yield case("transformer", 1, 1024, 16384)
     for width in (64, 128, 256):  # of queries and keys, a head's at a time
         yield case("heads", 1, 1024, 32, width, directions=SWEEP, quick=width == 128)
+        yield case("heads", 1, 1024, 32, width, directions=SWEEP, strided=True, quick=width == 128)
     yield case("few rows", 4, 4096, quick=True)
     yield case("odd", 4005, 4005)
     yield case("tiny", 4, 64, quick=True)
@@ -203,10 +234,31 @@ def _rms_norm_cuda() -> Iterator[Case]:
         quick = width in (1024, 4096, 8192)
         yield case("transformer", 32768, width, quick=quick, compiled=quick)
     for width in (64, 128, 256):
-        yield case("heads", 2**20, width, quick=width == 128, compiled=width == 128)
+        for strided in (False, True):
+            yield case("heads", 2**20, width, strided=strided, quick=width == 128, compiled=width == 128)
     for rows in (1, 16, 256):
         yield case("few rows", rows, 4096)
     yield case("odd", 4005, 4005)
+
+
+def _fused_cpu() -> Iterator[Case]:
+    """Row norms with what people write around them: in transformers a residual, in DiT (XL/2) a modulation."""
+    for norm in ("add_layer_norm", "add_rms_norm"):
+        yield Case(norm, "transformer", (8, 512, 768), compiled=norm == "add_layer_norm", quick=True)
+        yield Case(norm, "transformer", (2, 1024, 4096), compiled=norm == "add_rms_norm", quick=True)
+        yield Case(norm, "transformer", (1, 1024, 8192))
+        yield Case(norm, "tiny", (4, 64))
+    yield Case("adaptive_layer_norm", "DiT", (16, 256, 1152), quick=True, compiled=True)
+    yield Case("adaptive_layer_norm", "DiT", (2, 1024, 3072))
+    yield Case("adaptive_layer_norm", "tiny", (2, 4, 64))
+
+
+def _fused_cuda() -> Iterator[Case]:
+    for norm in ("add_layer_norm", "add_rms_norm"):
+        for width in (1024, 4096, 8192):
+            yield Case(norm, "transformer", (32768, width), directions=SWEEP, quick=width == 4096, compiled=True)
+    yield Case("adaptive_layer_norm", "DiT", (256, 256, 1152), directions=SWEEP, quick=True, compiled=True)
+    yield Case("adaptive_layer_norm", "DiT", (16, 4096, 3072), directions=SWEEP, quick=True, compiled=True)
 
 
 def _batch_norm_cpu() -> Iterator[Case]:
@@ -267,5 +319,5 @@ def _batch_norm_cuda() -> Iterator[Case]:
 def cases(device: str) -> list[Case]:
     """Every shape, in float32. Those of a GPU are larger: its L2 must not hold them."""
     if device == "cpu":
-        return [*_layer_norm_cpu(), *_rms_norm_cpu(), *_batch_norm_cpu()]
-    return [*_layer_norm_cuda(), *_rms_norm_cuda(), *_batch_norm_cuda()]
+        return [*_layer_norm_cpu(), *_rms_norm_cpu(), *_fused_cpu(), *_batch_norm_cpu()]
+    return [*_layer_norm_cuda(), *_rms_norm_cuda(), *_fused_cuda(), *_batch_norm_cuda()]

@@ -12,7 +12,7 @@ from torch import Tensor
 import normext
 from benchmarks.cases import Case
 
-Norm = Callable[..., Tensor]
+Norm = Callable[..., Any]  # an output, or output and sum
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,43 @@ class Peer:
     devices: tuple[str, ...] = ("cuda",)
 
 
-def _normext() -> dict[str, Norm]:
-    return {"layer_norm": normext.layer_norm, "rms_norm": normext.rms_norm, "batch_norm": normext.batch_norm}
+def _fused_by_hand() -> dict[str, Norm]:
+    """What people write around torch's norms, where normext has one function."""
+
+    def add_layer_norm(x: Tensor, residual: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return F.layer_norm(total, *arguments), total
+
+    def add_rms_norm(x: Tensor, residual: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return F.rms_norm(total, *arguments), total
+
+    def adaptive_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        normalized = F.layer_norm(x, x.shape[-1:], eps=eps)
+        return normalized * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+    return {norm.__name__: norm for norm in (add_layer_norm, add_rms_norm, adaptive_layer_norm)}
 
 
 def _eager() -> dict[str, Norm]:
-    return {"layer_norm": F.layer_norm, "rms_norm": F.rms_norm, "batch_norm": F.batch_norm}
+    return {
+        "layer_norm": F.layer_norm,
+        "rms_norm": F.rms_norm,
+        "batch_norm": F.batch_norm,
+        **_fused_by_hand(),
+    }
+
+
+def _normext() -> dict[str, Norm]:
+    return {name: getattr(normext, name) for name in _eager()}
 
 
 def _compile() -> dict[str, Norm]:
     # compiled for each shape on its own, the best it can do; a wrapper, since Dynamo does not trace torch's functions
-    def layer_norm(*arguments: object) -> Tensor:
-        return F.layer_norm(*arguments)  # type: ignore[arg-type]
+    def compiled(norm: Norm) -> Norm:
+        return torch.compile(lambda *arguments: norm(*arguments), dynamic=False, fullgraph=True)
 
-    def rms_norm(*arguments: object) -> Tensor:
-        return F.rms_norm(*arguments)  # type: ignore[arg-type]
-
-    def batch_norm(*arguments: object) -> Tensor:
-        return F.batch_norm(*arguments)  # type: ignore[arg-type]
-
-    norms = (layer_norm, rms_norm, batch_norm)
-    return {norm.__name__: torch.compile(norm, dynamic=False, fullgraph=True) for norm in norms}
+    return {name: compiled(norm) for name, norm in _eager().items()}
 
 
 def _last_dimension(function: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> dict[str, Norm]:

@@ -16,7 +16,14 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from benchmarks.peers import COMPILE, EAGER, NORMEXT, PEERS
 from benchmarks.results import COPY, Result, Run, geometric_mean
 
-NAMES = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "batch_norm": "BatchNorm"}
+NAMES = {
+    "layer_norm": "LayerNorm",
+    "rms_norm": "RMSNorm",
+    "add_layer_norm": "residual + LayerNorm",
+    "add_rms_norm": "residual + RMSNorm",
+    "adaptive_layer_norm": "adaptive LayerNorm",
+    "batch_norm": "BatchNorm",
+}
 SWEEPS = {  # the group of a norm that is over sizes, and what they are
     "layer_norm": ("row length", "row length (elements)"),
     "batch_norm": ("channel count", "channels"),

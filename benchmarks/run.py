@@ -53,11 +53,11 @@ def contender(norm: Norm, direction: str, arguments: tuple[object, ...], leaves:
     output = norm(*arguments)
     if direction in ("forward", "evaluation"):
         return forward
-    grad_output = torch.randn_like(output)
+    grads = [torch.randn_like(t) for t in (output if isinstance(output, tuple) else (output,))]
     if direction == "backward":
-        call: Call = partial(torch.autograd.grad, output, leaves, grad_output, retain_graph=True)
+        call: Call = partial(torch.autograd.grad, output, leaves, grads, retain_graph=True)
     else:
-        call = lambda: torch.autograd.grad(norm(*arguments), leaves, grad_output)  # noqa: E731
+        call = lambda: torch.autograd.grad(norm(*arguments), leaves, grads)  # noqa: E731
     call()
     return call
 

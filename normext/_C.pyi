@@ -40,6 +40,48 @@ def check_rms_norm(
     *,
     weight_offset: float = 0.0,
 ) -> None: ...
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]: ...
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    *,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]: ...
+def check_add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    weight_offset: float = 0.0,
+) -> None: ...
+def check_add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    *,
+    weight_offset: float = 0.0,
+) -> None: ...
+def adaptive_layer_norm(input: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor: ...
+def adaptive_rms_norm(input: Tensor, scale: Tensor, shift: Tensor | None, eps: float | None) -> Tensor: ...
+def check_adaptive_layer_norm(input: Tensor, scale: Tensor, shift: Tensor, eps: float) -> None: ...
+def check_adaptive_rms_norm(input: Tensor, scale: Tensor, shift: Tensor | None, eps: float | None) -> None: ...
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,

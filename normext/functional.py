@@ -6,7 +6,8 @@ and forward-mode AD, which refuse derivatives written in C++, compiled or not, i
 :mod:`normext.transforms`. Ordinary calls go straight into C++.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,27 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from normext import _C, transforms
 from normext.activations import Activation, parts
 
-__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
+__all__ = [
+    "adaptive_layer_norm",
+    "adaptive_rms_norm",
+    "add_layer_norm",
+    "add_rms_norm",
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "rms_norm",
+]
+
+
+def _call(function: Callable[..., Any], tensors: tuple[Tensor | None, ...], *arguments: Any, **options: Any) -> Any:
+    """The norm that ``function`` is, by the way that this call takes."""
+    name = function.__name__
+    if is_compiling():
+        return getattr(transforms if transforms.compiled() else torch.ops.normext, name)(*arguments, **options)
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(function, tensors, *arguments, **options)
+    return getattr(transforms if transforms.active() else _C, name)(*arguments, **options)
 
 
 def layer_norm(
@@ -109,6 +130,137 @@ def rms_norm(
     if transforms.active():
         return transforms.rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
     return _C.rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Adds, and normalizes the sum: ``sum = input + residual``, ``output = layer_norm(sum)``, in one pass over memory.
+
+    The sum is rounded to the residual's dtype, and what is normalized is the rounded one: the results are those of the
+    two operations run apart. Backward, too, is one pass, over the gradients of both.
+
+    Args:
+        input: ``[*, *normalized_shape]``; float64, float32, bfloat16 or float16; any strides.
+        residual: input's shape, and its dtype, or float32 where input is bfloat16 or float16.
+        normalized_shape: sizes of the trailing dimensions to normalize over.
+        weight: as :func:`layer_norm`'s.
+        bias: likewise.
+        eps: added to the variance.
+        weight_offset: added to the weight in the dtype that is computed in.
+
+    Returns:
+        ``(output, sum)``, contiguous, of input's shape; output of input's dtype, and sum of residual's.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+
+    Example:
+        >>> x, residual = torch.tensor([1.0, 2.0]), torch.tensor([2.0, -1.0])
+        >>> normext.add_layer_norm(x, residual, [2], eps=0.0)
+        (tensor([ 1., -1.]), tensor([3., 1.]))
+    """
+    arguments = (input, residual, normalized_shape, weight, bias, eps)
+    return _call(add_layer_norm, (input, residual, weight, bias), *arguments, weight_offset=weight_offset)
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Adds, and normalizes the sum: ``sum = input + residual``, ``output = rms_norm(sum)``, in one pass over memory.
+
+    The sum is rounded to the residual's dtype, and what is normalized is the rounded one: the results are those of the
+    two operations run apart. Backward, too, is one pass, over the gradients of both.
+
+    Args:
+        input: ``[*, *normalized_shape]``; float64, float32, bfloat16 or float16; any strides.
+        residual: input's shape, and its dtype, or float32 where input is bfloat16 or float16.
+        normalized_shape: sizes of the trailing dimensions to normalize over.
+        weight: as :func:`rms_norm`'s.
+        eps: likewise.
+        weight_offset: added to the weight in the dtype that is computed in.
+
+    Returns:
+        ``(output, sum)``, contiguous, of input's shape; output of input's dtype, and sum of residual's.
+
+    Raises:
+        ValueError: if input has fewer dimensions than normalized_shape.
+        RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+
+    Example:
+        >>> x, residual = torch.tensor([1.0, 5.0]), torch.tensor([2.0, -1.0])
+        >>> normext.add_rms_norm(x, residual, [2], eps=0.0)
+        (tensor([0.8485, 1.1314]), tensor([3., 4.]))
+    """
+    arguments = (input, residual, normalized_shape, weight, eps)
+    return _call(add_rms_norm, (input, residual, weight), *arguments, weight_offset=weight_offset)
+
+
+def adaptive_layer_norm(input: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
+    """Normalizes over the last dimension, with a scale and a shift for each sample or token: AdaLN.
+
+    ``(input - mean) / sqrt(var + eps) * (1 + scale) + shift``. Source: Peebles and Xie, "Scalable Diffusion Models with
+    Transformers" (2022), section 3.2, whose modulation follows a LayerNorm without parameters.
+
+    Args:
+        input: ``[*, D]``; float64, float32, bfloat16 or float16; any strides.
+        scale: for an input of ``[B, T, D]`` one of ``[B, D]`` or ``[B, 1, D]`` for each sample, ``[B, T, D]`` for each
+            token; in general ``[*, D]``, whose leading dimensions broadcast to the first of input's: they are aligned
+            at the left, not as in torch at the right. Of input's dtype, or float32 where input is bfloat16 or float16.
+            Chunks of a modulation, such as ``m.chunk(6, dim=-1)``, are read in place.
+        shift: like scale, and of the same dtype; either may have a shape of its own.
+        eps: added to the variance.
+
+    Returns:
+        A contiguous tensor of input's shape and dtype.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+
+    Example:
+        >>> x, modulation = torch.randn(4, 256, 384), torch.randn(4, 6 * 384)
+        >>> shift, scale, *_ = modulation.chunk(6, dim=-1)
+        >>> normext.adaptive_layer_norm(x, scale, shift).shape
+        torch.Size([4, 256, 384])
+    """
+    return _call(adaptive_layer_norm, (input, scale, shift), input, scale, shift, eps)
+
+
+def adaptive_rms_norm(input: Tensor, scale: Tensor, shift: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """Normalizes over the last dimension, with a scale, and a shift if given, for each sample or token.
+
+    ``input / sqrt(mean(input ** 2) + eps) * (1 + scale) + shift``: :func:`adaptive_layer_norm` without the mean.
+
+    Args:
+        input: ``[*, D]``; float64, float32, bfloat16 or float16; any strides.
+        scale: as :func:`adaptive_layer_norm`'s.
+        shift: likewise, or None for none.
+        eps: as :func:`rms_norm`'s.
+
+    Returns:
+        A contiguous tensor of input's shape and dtype.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+
+    Example:
+        >>> normext.adaptive_rms_norm(torch.tensor([3.0, 4.0]), torch.zeros(2), eps=0.0)
+        tensor([0.8485, 1.1314])
+    """
+    return _call(adaptive_rms_norm, (input, scale, shift), input, scale, shift, eps)
 
 
 def batch_norm(

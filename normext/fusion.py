@@ -13,7 +13,7 @@ try:
 except ImportError:  # torch says that quantization is to leave it
     _methods = {}
 
-_ours = {getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__}
+_ours = {getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__ if hasattr(torch.nn, name)}
 
 
 def _handing_over(method: Callable[..., Module]) -> Callable[..., Module]:

@@ -1,6 +1,7 @@
 """torch.nn's norm layers over normext's kernels: the same signatures, parameters, buffers, repr and state_dict.
 
-Each class derives from its namesake in ``torch.nn`` and overrides the computation only.
+Each class derives from its namesake in ``torch.nn`` and overrides the computation only; those that add a residual first
+derive from the norm that they do it before.
 """
 
 import inspect
@@ -15,6 +16,8 @@ from normext import tracing
 from normext.activations import Activation
 
 __all__ = [
+    "AddLayerNorm",
+    "AddRMSNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -116,6 +119,42 @@ class RMSNorm(_RowNorm, torch.nn.RMSNorm):
             if leaf is not None:
                 return leaf
         return F.rms_norm(x, self.normalized_shape, self.weight, self.eps, weight_offset=self.weight_offset)
+
+
+class AddLayerNorm(LayerNorm):
+    """Adds a residual, and normalizes the sum: :func:`normext.add_layer_norm`.
+
+    Its arguments, parameters and state_dict are :class:`LayerNorm`'s. In a transformer's block::
+
+        y, x = self.norm(self.attention(y), x)  # in the place of x = x + self.attention(y); y = self.norm(x)
+    """
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Takes two of ``[*, *normalized_shape]``, and returns ``(output, sum)``, of the same shape."""
+        if not isinstance(x, Tensor) or not isinstance(residual, Tensor):
+            leaf = tracing.leaf(self, x, residual)
+            if leaf is not None:
+                return leaf
+        return F.add_layer_norm(
+            x, residual, self.normalized_shape, self.weight, self.bias, self.eps, weight_offset=self.weight_offset
+        )
+
+
+class AddRMSNorm(RMSNorm):
+    """Adds a residual, and normalizes the sum: :func:`normext.add_rms_norm`.
+
+    Its arguments, parameters and state_dict are :class:`RMSNorm`'s. It is used as :class:`AddLayerNorm` is.
+    """
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Takes two of ``[*, *normalized_shape]``, and returns ``(output, sum)``, of the same shape."""
+        if not isinstance(x, Tensor) or not isinstance(residual, Tensor):
+            leaf = tracing.leaf(self, x, residual)
+            if leaf is not None:
+                return leaf
+        return F.add_rms_norm(
+            x, residual, self.normalized_shape, self.weight, self.eps, weight_offset=self.weight_offset
+        )
 
 
 class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):

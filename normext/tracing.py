@@ -21,18 +21,19 @@ def as_torch(module: Module) -> Module:
     return twin
 
 
-def leaf(module: Module, input: Any) -> Proxy | None:
-    """The node for a call of the module, if the tracer that has sent ``input`` would take torch's norm for a leaf.
+def leaf(module: Module, *inputs: Any) -> Any:
+    """The node for a call of the module, if the tracer that has sent ``inputs`` would take torch's norm for a leaf.
 
     Tracers tell leaves by the package that a class is from, and know ``torch.nn`` only. Classes derived from normext's
     are looked into, as those derived from torch's are.
     """
-    if not isinstance(input, Proxy) or type(module).__module__ != "normext.modules":
+    proxy = next((given for given in inputs if isinstance(given, Proxy)), None)
+    if proxy is None or type(module).__module__ != "normext.modules":
         return None
-    tracer = input.tracer
+    tracer = proxy.tracer
     if not isinstance(tracer, Tracer) or tracer.root is module:
         return None
     path = tracer.path_of_module(module)
     if not tracer.is_leaf_module(as_torch(module), path):
         return None
-    return tracer.create_proxy("call_module", path, (input,), {})
+    return tracer.create_proxy("call_module", path, inputs, {})

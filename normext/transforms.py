@@ -242,6 +242,11 @@ def _offset(weight: Tensor | None, weight_offset: float) -> Tensor | None:
     return _wide(weight) + weight_offset if weight is not None and weight_offset != 0 else weight
 
 
+def _eps(eps: float | None, input: Tensor) -> float:
+    """Without one it is the least step of the dtype that is computed in."""
+    return torch.finfo(_wide(input).dtype).eps if eps is None else eps
+
+
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -262,10 +267,69 @@ def rms_norm(
 ) -> Tensor:
     """:func:`normext.rms_norm`, transformable."""
     _checks().check_rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
-    x = _wide(input)
-    statistics = LayerStatistics(tuple(normalized_shape), torch.finfo(x.dtype).eps if eps is None else eps, False)
-    normalized = _normalize(x, statistics)[0]
+    statistics = LayerStatistics(tuple(normalized_shape), _eps(eps, input), False)
+    normalized = _normalize(_wide(input), statistics)[0]
     return _affine(normalized, _offset(weight, weight_offset), None, input.dtype)
+
+
+def _added(input: Tensor, residual: Tensor) -> Tensor:
+    """The sum, rounded to the residual's dtype."""
+    return (_wide(input) + _wide(residual)).to(residual.dtype)
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    weight_offset: float,
+) -> tuple[Tensor, Tensor]:
+    """:func:`normext.add_layer_norm`, transformable."""
+    offset = {"weight_offset": weight_offset}
+    _checks().check_add_layer_norm(input, residual, normalized_shape, weight, bias, eps, **offset)
+    total = _added(input, residual)
+    normalized = _normalize(_wide(total), LayerStatistics(tuple(normalized_shape), eps))[0]
+    return _affine(normalized, _offset(weight, weight_offset), bias, input.dtype), total
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    weight_offset: float,
+) -> tuple[Tensor, Tensor]:
+    """:func:`normext.add_rms_norm`, transformable."""
+    _checks().check_add_rms_norm(input, residual, normalized_shape, weight, eps, weight_offset=weight_offset)
+    total = _added(input, residual)
+    statistics = LayerStatistics(tuple(normalized_shape), _eps(eps, input), False)
+    normalized = _normalize(_wide(total), statistics)[0]
+    return _affine(normalized, _offset(weight, weight_offset), None, input.dtype), total
+
+
+def _aligned(parameter: Tensor | None, input: Tensor) -> Tensor | None:
+    """With as many dimensions as the input: ``[B, D]`` is ``[B, 1, D]`` for an input of ``[B, T, D]``."""
+    if parameter is None or parameter.dim() == input.dim():
+        return parameter
+    return parameter.view(*parameter.shape[:-1], *[1] * (input.dim() - parameter.dim()), parameter.shape[-1])
+
+
+def adaptive_layer_norm(input: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """:func:`normext.adaptive_layer_norm`, transformable."""
+    _checks().check_adaptive_layer_norm(input, scale, shift, eps)
+    normalized = _normalize(_wide(input), LayerStatistics(tuple(input.shape[-1:]), eps))[0]
+    return _affine(normalized, _offset(_aligned(scale, input), 1.0), _aligned(shift, input), input.dtype)
+
+
+def adaptive_rms_norm(input: Tensor, scale: Tensor, shift: Tensor | None, eps: float | None) -> Tensor:
+    """:func:`normext.adaptive_rms_norm`, transformable."""
+    _checks().check_adaptive_rms_norm(input, scale, shift, eps)
+    statistics = LayerStatistics(tuple(input.shape[-1:]), _eps(eps, input), False)
+    normalized = _normalize(_wide(input), statistics)[0]
+    return _affine(normalized, _offset(_aligned(scale, input), 1.0), _aligned(shift, input), input.dtype)
 
 
 def batch_norm(

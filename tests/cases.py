@@ -43,6 +43,27 @@ def rms_norm(
     return output if weight is None else output * (weight + weight_offset)
 
 
+def add_layer_norm(x: Tensor, residual: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    """LayerNorm of a sum, likewise."""
+    return layer_norm(x + residual, *arguments), x + residual
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    """RMSNorm of a sum, likewise."""
+    return rms_norm(x + residual, *arguments), x + residual
+
+
+def adaptive_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
+    """LayerNorm with a scale and a shift for each sample, likewise."""
+    return layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale.unsqueeze(-2)) + shift.unsqueeze(-2)
+
+
+def adaptive_rms_norm(x: Tensor, scale: Tensor, shift: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """RMSNorm with a scale for each sample, likewise."""
+    output = rms_norm(x, x.shape[-1:], eps=eps) * (1 + scale.unsqueeze(-2))
+    return output if shift is None else output + shift.unsqueeze(-2)
+
+
 def batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -112,7 +133,9 @@ def instance_norm(
 
 @dataclass(frozen=True)
 class Case:
-    """A norm as a function of its differentiable inputs: x, then weight and bias where there are any."""
+    """A norm as a function of its differentiable inputs: x, a residual if it adds one, then weight and bias (or scale
+    and shift) where there are any.
+    """
 
     norm: str
     affine: tuple[bool, bool]
@@ -125,23 +148,43 @@ class Case:
         return "-".join([self.norm, *mode, affine_name(self.affine), *after])
 
     @property
-    def operator(self) -> str:
-        """The norm whose operators it is: InstanceNorm is GroupNorm."""
-        return "group_norm" if self.norm == "instance_norm" else self.norm
-
-    @property
     def options(self) -> dict[str, Any]:
         """Arguments by keyword."""
         return {} if self.activation is None else {"activation": self.activation}
 
+    @property
+    def adds(self) -> bool:
+        """Whether there is a residual."""
+        return self.norm.startswith("add")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether there is a scale in the place of the weight, for each sample."""
+        return self.norm.startswith("adaptive")
+
+    @property
+    def operator(self) -> str:
+        """What its operators are called, before _forward and _backward."""
+        fused = {"instance_norm": "group_norm"} | ({self.norm: "add_norm"} if self.adds else {})
+        return "adaptive_norm" if self.adapts else fused.get(self.norm, self.norm)
+
     def inputs(self, device: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
         """Fresh leaves that require gradients: x is [4, 3, 5], for GroupNorm [3, 4, 5]; parameters are of its channels
         or of all sizes but the first.
+
+        Adaptive norms are over as many elements: x is [4, 3, 15], and scale and shift are [4, 15].
         """
-        x = values(*((3, 4) if self.norm == "group_norm" else (4, 3)), 5, dtype=dtype, device=device)
-        shape = x.shape[1:] if self.norm in ("layer_norm", "rms_norm") else x.shape[1:2]
-        tensors = (x, *parameters(self.affine, *shape, dtype=dtype, device=device))
+        sizes = (3, 4, 5) if self.norm == "group_norm" else (4, 3, 15) if self.adapts else (4, 3, 5)
+        data = [values(*sizes, dtype=dtype, device=device) for _ in range(2 if self.adds else 1)]
+        over_rows = self.norm.endswith(("layer_norm", "rms_norm"))
+        shape = (4, 15) if self.adapts else sizes[1:] if over_rows else sizes[1:2]
+        tensors = (*data, *parameters(self.affine, *shape, dtype=dtype, device=device))
         return tuple(t.requires_grad_() for t in tensors if t is not None)
+
+    def doubled(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The inputs for twice the batch."""
+        with_batch = len(inputs) if self.adapts else 2 if self.adds else 1
+        return tuple(torch.cat([t, t]) if i < with_batch else t for i, t in enumerate(inputs))
 
     def ours(self, *inputs: Tensor) -> Tensor:
         """The norm by normext."""
@@ -154,7 +197,12 @@ class Case:
     def arguments(self, x: Tensor, *given: Tensor) -> tuple:
         """All arguments of the functions and of the public operators, in their order, with the defaults left out."""
         rest = iter(given)
+        residual = [next(rest)] if self.adds else []
         weight, bias = (next(rest) if there else None for there in self.affine)
+        if self.adapts:
+            return x, weight, bias, 1e-5
+        if self.adds:
+            return x, *residual, [3, 5], *([weight] if "rms" in self.norm else [weight, bias]), 1e-5
         if self.norm == "rms_norm":
             return x, [3, 5], weight, 1e-5
         if self.norm == "layer_norm":
@@ -172,12 +220,17 @@ class Case:
         return torch.linspace(-1, 1, 3).to(x), torch.linspace(0.5, 1.5, 3).to(x)
 
     def _call(self, library, inputs: tuple[Tensor, ...]) -> Tensor:
-        return getattr(library, self.norm)(*self.arguments(*inputs), **self.options)
+        result = getattr(library, self.norm)(*self.arguments(*inputs), **self.options)
+        return result[0] + 0.5 * result[1] if self.adds else result
 
 
 class PLAIN:
     """The norms by elementary operations."""
 
+    add_layer_norm = staticmethod(add_layer_norm)
+    add_rms_norm = staticmethod(add_rms_norm)
+    adaptive_layer_norm = staticmethod(adaptive_layer_norm)
+    adaptive_rms_norm = staticmethod(adaptive_rms_norm)
     layer_norm = staticmethod(layer_norm)
     rms_norm = staticmethod(rms_norm)
     batch_norm = staticmethod(batch_norm)
@@ -187,6 +240,8 @@ class PLAIN:
 
 CASES = [Case("layer_norm", affine) for affine in AFFINE]
 CASES += [Case("rms_norm", affine) for affine in AFFINE if not affine[1]]
+CASES += [Case(f"{kind}_layer_norm", (True, True)) for kind in ("add", "adaptive")]
+CASES += [Case(f"{kind}_rms_norm", (True, False)) for kind in ("add", "adaptive")]
 CASES += [Case("batch_norm", affine, training) for affine in AFFINE for training in (True, False)]
 CASES += [
     Case("group_norm", (True, True)),
@@ -196,6 +251,20 @@ CASES += [
     Case("instance_norm", (True, True), activation="silu"),
 ]
 
+
+class Block(torch.nn.Module):
+    """A norm that adds a residual, in what a transformer has around it."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes and returns the norm's input."""
+        output, total = self.norm(x.sin(), x)
+        return output + total
+
+
 # Modules, each with the shape of an input for it.
 MODULES = {
     "LayerNorm": lambda: (normext.LayerNorm((3, 5)), [4, 3, 5]),
@@ -203,6 +272,8 @@ MODULES = {
     "LayerNorm plain": lambda: (normext.LayerNorm((3, 5), elementwise_affine=False), [4, 3, 5]),
     "RMSNorm": lambda: (normext.RMSNorm((3, 5)), [4, 3, 5]),
     "RMSNorm around zero": lambda: (normext.RMSNorm(5, 1e-6, weight_offset=1.0), [4, 3, 5]),
+    "AddLayerNorm": lambda: (Block(normext.AddLayerNorm((3, 5))), [4, 3, 5]),
+    "AddRMSNorm": lambda: (Block(normext.AddRMSNorm(5, 1e-6, weight_offset=1.0)), [4, 3, 5]),
     "GroupNorm": lambda: (normext.GroupNorm(2, 4), [3, 4, 5]),
     "GroupNorm with silu": lambda: (normext.GroupNorm(2, 4, activation="silu"), [3, 4, 5, 2]),
     "InstanceNorm1d": lambda: (normext.InstanceNorm1d(3, affine=True), [4, 3, 5]),

@@ -1,6 +1,8 @@
 """The tensors that tests are made of."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -76,3 +78,12 @@ def gradients(output: Tensor, inputs: list[Tensor | None], grad_output: Tensor) 
     """The gradient of each input, None for those that are None."""
     found = iter(torch.autograd.grad(output, [t for t in inputs if t is not None], grad_output))
     return [None if t is None else next(found) for t in inputs]
+
+
+@contextmanager
+def copies() -> Iterator[list[str]]:
+    """Names, once it is left, every operator that has copied a tensor, those called from C++ among them."""
+    seen: list[str] = []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        yield seen
+    seen += [event.name for event in profile.events() if event.name in ("aten::copy_", "aten::clone")]

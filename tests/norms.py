@@ -96,11 +96,78 @@ class RowNorm:
         return reference.row_norm(x, shape, weight, bias, eps, grad_output, weight_offset, centered=self.centered)
 
 
+@dataclass(frozen=True)
+class AddNorm(RowNorm):
+    """A norm of input + residual, called with a residual of zeros, which leaves the input what it is."""
+
+    def __call__(self, x, shape, weight=None, bias=None, eps=EPS, weight_offset=0.0) -> Tensor:
+        """The function's output."""
+        given = (weight, bias) if self.centered else (weight,)
+        function = getattr(normext, self.name)
+        return function(x, torch.zeros_like(x), shape, *given, eps, weight_offset=weight_offset)[0]
+
+    def forward(self, x, shape, weight=None, bias=None, eps=EPS, weight_offset=0.0) -> tuple[Tensor | None, ...]:
+        """The operator: output, mean and rstd."""
+        arguments = (x, torch.zeros_like(x), shape, weight, bias, eps, weight_offset, self.centered)
+        output, _, mean, rstd = ops.add_norm_forward(*arguments)
+        return output, mean, rstd
+
+    def backward(
+        self, grad_output, x, shape, statistics, weight=None, mask=(True, True, True), eps=EPS, weight_offset=0.0
+    ) -> tuple[Tensor | None, ...]:
+        """The operator: gradients of input, weight and bias, as far as asked for."""
+        asked = [mask[0], False, mask[1], mask[2] and self.centered]
+        arguments = (grad_output, None, x, shape, *statistics, weight, eps, asked, weight_offset, self.centered)
+        grad_input, _, grad_weight, grad_bias = ops.add_norm_backward(*arguments)
+        return grad_input, grad_weight, grad_bias
+
+
+@dataclass(frozen=True)
+class AdaptiveNorm(RowNorm):
+    """A norm with a scale and a shift; the weight and the bias that it is given are those, of one dimension."""
+
+    def __call__(self, x, shape, weight=None, bias=None, eps=EPS, weight_offset=0.0) -> Tensor:
+        """The function."""
+        return getattr(normext, self.name)(x, *self._lines(x, weight, bias), eps)
+
+    def forward(self, x, shape, weight=None, bias=None, eps=EPS, weight_offset=0.0) -> tuple[Tensor | None, ...]:
+        """The operator: output, mean and rstd."""
+        lines = (None if t is None else t.view(*[1] * (x.dim() - 1), -1) for t in self._lines(x, weight, bias))
+        return ops.adaptive_norm_forward(x, *lines, eps, self.centered)
+
+    def backward(
+        self, grad_output, x, shape, statistics, weight=None, mask=(True, True, True), eps=EPS, weight_offset=0.0
+    ) -> tuple[Tensor | None, ...]:
+        """The operator: gradients of input, scale and shift, as far as asked for."""
+        scale = self._lines(x, weight, None)[0].view(*[1] * (x.dim() - 1), -1)
+        return ops.adaptive_norm_backward(grad_output, x, *statistics, scale, eps, mask, self.centered)
+
+    def expected(
+        self, x, shape, weight=None, bias=None, eps=EPS, grad_output=None, weight_offset=0.0
+    ) -> reference.Norm:
+        """All of it in wide arithmetic."""
+        offset = 0.0 if weight is None else 1.0
+        return reference.row_norm(x, shape, weight, bias, eps, grad_output, offset, centered=self.centered)
+
+    def _lines(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        scale = x.new_zeros(x.shape[-1]) if weight is None else weight
+        return scale, torch.zeros_like(scale) if bias is None and self.centered else bias
+
+
 LAYER_NORM = RowNorm("layer_norm", centered=True)
 RMS_NORM = RowNorm("rms_norm", centered=False)
 ROW_NORMS = [LAYER_NORM, RMS_NORM]
+ADD_NORMS = [AddNorm("add_layer_norm", centered=True), AddNorm("add_rms_norm", centered=False)]
+ADAPTIVE_NORMS = [AdaptiveNorm("adaptive_layer_norm", centered=True), AdaptiveNorm("adaptive_rms_norm", centered=False)]
 
-row_norms = pytest.mark.parametrize("norm", ROW_NORMS, ids=lambda norm: norm.name)
+
+def norms(among: list[RowNorm]) -> pytest.MarkDecorator:
+    """A test of each of them."""
+    return pytest.mark.parametrize("norm", among, ids=lambda norm: norm.name)
+
+
+row_norms = norms(ROW_NORMS)
+every_row_norm = norms([*ROW_NORMS, *ADD_NORMS, *ADAPTIVE_NORMS])  # of promises that hold whatever is fused with it
 affine_row_norms = pytest.mark.parametrize(
     ("norm", "affine"), [(norm, affine) for norm in ROW_NORMS for affine in norm.affine], ids=str
 )

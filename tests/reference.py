@@ -90,6 +90,27 @@ def row_norm(
     return _norm(input, columns, rows, weight, bias, eps, None, grad_output, weight_offset, centered)
 
 
+def adaptive_norm(
+    input: Tensor,
+    scale: Tensor,
+    shift: Tensor | None = None,
+    eps: float = 1e-5,
+    grad_output: Tensor | None = None,
+    centered: bool = True,
+) -> Norm:
+    """The same with a scale and a shift that have as many dimensions as the input, of size 1 where they are shared."""
+    shared = tuple(i for i, size in enumerate(scale.shape) if size == 1)
+    return _norm(input, (input.dim() - 1,), shared, scale, shift, eps, None, grad_output, 1.0, centered)
+
+
+def plus(gradient: Expected, added: Tensor, dtype: torch.dtype) -> Expected:
+    """A gradient to which another one is added before it is rounded to ``dtype``."""
+    value = gradient.value + _wide(added, gradient.value.dtype)
+    ulp = torch.finfo(STATISTICS_DTYPE[gradient.dtype]).eps
+    kept = gradient.error - rounding(gradient.value, gradient.dtype)  # it is not rounded before
+    return _expected(value, kept + ROUNDING * ulp * (abs(gradient.value) + abs(value)), dtype)
+
+
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -268,10 +289,16 @@ def _norm(
 
 def _expected(value: np.ndarray, error: np.ndarray, dtype: torch.dtype) -> Expected:
     """Adds the rounding to ``dtype``, whose least steps are those of its subnormals and whose greatest is infinity."""
+    most = torch.finfo(dtype).max
+    return Expected(
+        np.where(abs(value) > most, np.copysign(np.inf, value), value), error + rounding(value, dtype), dtype
+    )
+
+
+def rounding(value: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """The error of rounding to ``dtype``."""
     info = torch.finfo(dtype)
-    rounding = ROUNDING * np.maximum(info.eps * abs(value), info.smallest_normal * info.eps)
-    value = np.where(abs(value) > info.max, np.copysign(np.inf, value), value)
-    return Expected(value, error + rounding, dtype)
+    return ROUNDING * np.maximum(info.eps * abs(value), info.smallest_normal * info.eps)
 
 
 def _wide(tensor: Tensor, dtype: np.dtype | None = None) -> np.ndarray:

@@ -380,7 +380,10 @@ def test_changing_the_input_before_backward_is_noticed(device: str, case: Case) 
     inputs = case.inputs(device)
     x = inputs[0].clone()
     output = case.ours(x, *inputs[1:])
-    if case.training or case.affine[0]:  # otherwise the gradient does not need it
+    if case.adds:  # what is saved is the sum
+        x.add_(1)
+        output.sum().backward()
+    elif case.training or case.affine[0]:  # otherwise the gradient does not need it
         x.add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             output.sum().backward()
@@ -440,8 +443,8 @@ def test_what_is_saved_is_packed_and_freed(device: str, case: Case) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: packed[i]):
         output = case.ours(*inputs)
-    statistics = 1 if case.norm == "rms_norm" else 2
-    # The input, mean, rstd, and the weight; the bias where there is an activation, and else nothing reads it.
+    statistics = 1 if "rms_norm" in case.norm else 2
+    # The input or the sum, mean, rstd, and the weight; the bias where there is an activation: else nothing reads it.
     assert len(packed) == 1 + statistics + case.affine[0] + (case.affine[1] and case.activation is not None)
     for found, wanted in zip(torch.autograd.grad(output, inputs, grad_output), expected, strict=True):
         assert torch.equal(found, wanted)

@@ -36,6 +36,8 @@ def operator_calls(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, tuple]:
     """Each operator of the case's norm, with arguments for it."""
     x, *_ = inputs
     grad_output, mask = torch.ones_like(x).detach(), [True, *case.affine]
+    if case.adds or case.adapts:
+        return fused_calls(case, inputs, grad_output)
     if case.norm == "rms_norm":
         weight, mask = case.arguments(*inputs)[2], [True, case.affine[0]]
         with torch.no_grad():
@@ -74,6 +76,29 @@ def operator_calls(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, tuple]:
     }
 
 
+def fused_calls(case: Case, inputs: tuple[Tensor, ...], grad_output: Tensor) -> dict[str, tuple]:
+    """The same of norms that add a residual, and of adaptive ones."""
+    x, given, *_ = inputs
+    centered, mask = "layer" in case.norm, [True, False, *case.affine]
+    if case.adapts:
+        scale, shift = (None if t is None else t.detach().unsqueeze(1) for t in case.arguments(*inputs)[1:3])
+        with torch.no_grad():
+            _, mean, rstd = ops.adaptive_norm_forward(x, scale, shift, EPS, centered)
+        backward = (grad_output, x, mean, rstd, scale, EPS, [True, *case.affine], centered)
+        forward = (x, scale.requires_grad_(), shift, EPS, centered)
+    else:
+        weight, bias = (*inputs[2:], None)[:2]
+        forward = (x, given, [3, 5], weight, bias, EPS, 0.0, centered)
+        with torch.no_grad():
+            _, total, mean, rstd = ops.add_norm_forward(*forward)
+        backward = (grad_output, grad_output, total, [3, 5], mean, rstd, weight, EPS, mask, 0.0, centered)
+    return {
+        case.norm: case.arguments(*inputs),
+        f"{case.operator}_forward": forward,
+        f"{case.operator}_backward": backward,
+    }
+
+
 @cases
 def test_opcheck(device: str, case: Case) -> None:
     for name, arguments in operator_calls(case, case.inputs(device, torch.float32)).items():
@@ -87,6 +112,9 @@ def test_opcheck_of_mixed_dtypes(device: str) -> None:
     weight, channel = torch.ones(5, device=device).requires_grad_(), torch.ones(3, device=device).requires_grad_()
     opcheck(ops.layer_norm.default, (x, [5], weight, weight))
     opcheck(ops.batch_norm.default, (x, None, None, channel, channel, True))
+    opcheck(ops.add_rms_norm.default, (x, values(4, 3, 5, device=device).requires_grad_(), [5], weight))
+    scale = values(4, 30, device=device)[:, 5:10].requires_grad_()
+    opcheck(ops.adaptive_layer_norm.default, (x, scale, scale))
 
 
 def test_opcheck_of_running_statistics(device: str) -> None:
@@ -97,7 +125,7 @@ def test_opcheck_of_running_statistics(device: str) -> None:
     opcheck(ops.batch_norm.default, (x, mean, var, weight, weight, True, 0.1, EPS))
 
 
-@pytest.mark.parametrize("operator", ["layer_norm", "rms_norm", "batch_norm"])
+@pytest.mark.parametrize("operator", ["layer_norm", "rms_norm", "add_norm", "adaptive_norm", "batch_norm"])
 def test_functional_operators_are_pure(operator: str) -> None:
     for name in (f"{operator}_forward", f"{operator}_backward"):
         assert not getattr(ops, name).default._schema.is_mutable
@@ -194,8 +222,8 @@ def test_make_fx(device: str, tracing: str, case: Case) -> None:
         return torch.autograd.grad(case.ours(*tensors).sin().sum(), tensors)
 
     traced = make_fx(gradient, tracing_mode=tracing)(*inputs)
-    x = torch.cat([inputs[0], inputs[0]]) if tracing == "symbolic" else inputs[0]
-    torch.testing.assert_close(traced(x, *inputs[1:]), gradient(x, *inputs[1:]))
+    inputs = case.doubled(*inputs) if tracing == "symbolic" else inputs
+    torch.testing.assert_close(traced(*inputs), gradient(*inputs))
 
 
 # torch.compile: the same numbers, buffers and gradients as without it

@@ -14,7 +14,7 @@ def operators() -> dict[str, tuple[dict[str, Tensor], dict[str, object]]]:
     x, row, channel = torch.randn(4, 3, 5), torch.ones(5), torch.ones(3)
     weights, channels = {"weight": row, "bias": row}, {"weight": channel, "bias": channel}
     running = {"running_mean": channel, "running_var": channel}
-    per_row, per_channel = torch.ones(4, 3, 1), torch.ones(3)
+    per_row, per_channel, per_sample = torch.ones(4, 3, 1), torch.ones(3), torch.ones(4, 1, 5)
     layer_norm = {"normalized_shape": [5], "eps": 1e-5}
     mask = {"output_mask": [True, True, True]}
     return {
@@ -27,6 +27,22 @@ def operators() -> dict[str, tuple[dict[str, Tensor], dict[str, object]]]:
         "rms_norm_backward": (
             {"grad_output": x, "input": x, "rstd": per_row, "weight": row},
             {**layer_norm, "output_mask": [True, True]},
+        ),
+        "add_norm_forward": (
+            {"input": x, "residual": x, **weights},
+            {**layer_norm, "weight_offset": 0.0, "centered": True},
+        ),
+        "add_norm_backward": (
+            {"grad_output": x, "grad_sum": x, "sum": x, "mean": per_row, "rstd": per_row, "weight": row},
+            {**layer_norm, "output_mask": [True, False, True, True], "weight_offset": 0.0, "centered": True},
+        ),
+        "adaptive_norm_forward": (
+            {"input": x, "scale": per_sample, "shift": per_sample},
+            {"eps": 1e-5, "centered": True},
+        ),
+        "adaptive_norm_backward": (
+            {"grad_output": x, "input": x, "mean": per_row, "rstd": per_row, "scale": per_sample},
+            {"eps": 1e-5, "centered": True, **mask},
         ),
         "batch_norm_forward": ({"input": x, **running, **channels}, {"training": True, "eps": 1e-5}),
         "batch_norm_backward": (

@@ -5,6 +5,7 @@ The processes are started once and run every case; the tests look at what they r
 """
 
 import copy
+import itertools
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -177,12 +178,42 @@ def _converted(mesh: DeviceMesh) -> None:
         assert not isinstance(model[0], normext.LayerNorm) and len(normext.convert(model).converted) == 2
 
 
+def _fused(mesh: DeviceMesh) -> None:
+    """A residual, and a scale and shift for each sample: nothing is communicated, and gradients lie as they should."""
+    x, residual, scale = (torch.randn(*size, dtype=torch.float64) for size in (SHAPE, SHAPE, (SHAPE[0], SHAPE[-1])))
+    norms = {
+        "add_layer_norm": lambda f, x, r, s: sum(f(x, r, [8], s[0])),
+        "add_rms_norm": lambda f, x, r, s: sum(f(x, r, [8], s[0])),
+        "adaptive_layer_norm": lambda f, x, r, s: f(x, s, s) + r,
+        "adaptive_rms_norm": lambda f, x, r, s: f(x, s) + r,
+    }
+    for (name, call), dim in itertools.product(norms.items(), (0, 1)):
+        alone = [t.clone().requires_grad_() for t in (x, residual, scale)]
+        by_sample = Shard(0) if name.startswith("adaptive") and dim == 0 else Replicate()
+        placed = (Shard(dim), Shard(dim), by_sample)
+        shared = [distribute_tensor(t.detach(), mesh, [p]).requires_grad_() for t, p in zip(alone, placed, strict=True)]
+        outputs = [call(getattr(normext, name), *tensors) for tensors in (alone, shared)]
+        torch.testing.assert_close(outputs[1].full_tensor(), outputs[0])
+        assert outputs[1].placements == (Shard(dim),)
+        for output in outputs:
+            output.sin().sum().backward()
+        for a, b in zip(shared, alone, strict=True):
+            torch.testing.assert_close(a.grad.full_tensor(), b.grad)
+
+
 CASES: dict[str, Callable[[DeviceMesh], None]] = {
     f"{name}-{dim}": lambda mesh, name=name, dim=dim: _check(name, dim, mesh) for name in NORMS for dim in range(3)
 }
 CASES |= {
     case.__name__[1:]: case
-    for case in (_sequence_parallel, _two_dimensional_mesh, _inference, _different_running_placements, _converted)
+    for case in (
+        _sequence_parallel,
+        _two_dimensional_mesh,
+        _inference,
+        _different_running_placements,
+        _converted,
+        _fused,
+    )
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from inputs import leaves, parameters, running, values
-from norms import RowNorm, row_norms
+from norms import ADD_NORMS, RowNorm, norms, row_norms
 from torch import Tensor, nn
 from torch.utils.mkldnn import to_mkldnn
 
@@ -51,6 +51,22 @@ def test_nested_row_norm(
         gradients = torch.autograd.grad(y.sin().sum(), [x, *affine])
         results.append([y, flat(gradients[0]), *gradients[1:]])
     torch.testing.assert_close(*results)
+
+
+@layouts
+@norms(ADD_NORMS)
+def test_nested_add_norm(norm: RowNorm, layout: torch.layout) -> None:
+    x, weight = nested(layout, 2, 7, 3), values(5).requires_grad_()
+    function = getattr(normext, norm.name)
+    together = [flat(t) for t in function(x, x.sin(), [5], weight)]
+    rows = [function(row, row.sin(), [5], weight) for row in x.unbind()]
+    results = []
+    for y, total in (together, [torch.cat([pair[i].flatten() for pair in rows]) for i in (0, 1)]):
+        gradients = torch.autograd.grad(y.sin().sum() + total.cos().sum(), [x, weight])
+        results.append([y, total, flat(gradients[0]), gradients[1]])
+    torch.testing.assert_close(*results)
+    with pytest.raises(RuntimeError, match="expected input and residual of one layout"):
+        function(x, nested(layout, 2, 6), [5]) if layout is torch.jagged else function(x, values(3, 5), [5])
 
 
 @layouts

@@ -77,6 +77,23 @@ class Operators(nn.Module):
         )
 
 
+class Fused(nn.Module):
+    """The norms that do more than normalize."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Takes and returns float32."""
+        weight, bias, residual, scale = x[0, 0, 0], x[0, 0, 1], x.sin(), x[:, 0, 0]
+        half = x.half()
+        return (
+            *normext.add_layer_norm(x, residual, [6], weight, bias, 1e-3),
+            *normext.add_rms_norm(x, residual, [5, 6], x[0, 0], weight_offset=1.0),
+            *(t.float() for t in normext.add_rms_norm(half, residual, [6], weight.half(), 1e-3)),
+            normext.adaptive_layer_norm(x, scale, x[:, :, 0], 1e-3),
+            normext.adaptive_rms_norm(x, scale),
+            normext.adaptive_rms_norm(half, scale, scale, 1e-3).float(),
+        )
+
+
 def exported(model: nn.Module, x: Tensor, dynamo: bool, opset: int | None = None) -> "onnx.ModelProto":
     """The model for any size of batch, exported as the mode it is in says."""
     model = copy.deepcopy(model)
@@ -116,6 +133,12 @@ def test_modules(dynamo: bool, training: bool) -> None:
 def test_operators(dynamo: bool) -> None:
     model, x = Operators(), torch.randn(3, 4, 5, 6)
     assert_computes(exported(model, x, dynamo), model, torch.cat([x, 2 * x]), itertools.repeat(1e-5))
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+def test_fused(dynamo: bool) -> None:
+    model, x = Fused(), torch.randn(3, 4, 5, 6)
+    assert_computes(exported(model, x, dynamo), model, torch.cat([x, 2 * x]), itertools.repeat(2e-3))
 
 
 def test_channels_last_and_exported_programs() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from inputs import DTYPE_PAIRS, DTYPES, HALF, dtype_name, gradients, leaves, off_by, values
-from norms import EPS, RowNorm, affine_row_norms, row_norms
+from norms import EPS, RowNorm, affine_row_norms, every_row_norm, row_norms
 from reference import STATISTICS_DTYPE, assert_close, assert_same_special_values
 from torch import Tensor
 
@@ -97,7 +97,7 @@ def test_parameters(
     check_backward(norm, x, grad_output, weight, bias)
 
 
-@row_norms
+@every_row_norm
 @pytest.mark.parametrize("size", [(64, 1000), (4097, 33), (3, 150000)], ids=lambda size: "x".join(map(str, size)))
 def test_threads(backend: str, norm: RowNorm, threads: int, size: tuple[int, int]) -> None:
     weight, bias = norm.parameters(size[1], device=backend)
@@ -196,7 +196,7 @@ def test_memory_format_is_contiguous(backend: str, norm: RowNorm, format: torch.
 # Hard numbers: the mean and the variance are float64's, rounded. torch's kernels fail most of these.
 
 
-@row_norms
+@every_row_norm
 @pytest.mark.parametrize("columns", [16, 1000, 8193])
 @pytest.mark.parametrize("scale", [1e30, 1e-30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
@@ -290,13 +290,13 @@ def test_zero_size(backend: str, norm: RowNorm, shape: tuple[int, ...], normaliz
         assert tensor is None or torch.equal(grad, torch.zeros_like(tensor))  # empty, or a sum of nothing
 
 
-@row_norms
+@every_row_norm
 def test_one_dimension(backend: str, norm: RowNorm) -> None:
     check_forward(norm, values(33, device=backend))
     check_backward(norm, values(33, device=backend), values(33, device=backend))
 
 
-@row_norms
+@every_row_norm
 def test_inputs_are_left_alone(backend: str, norm: RowNorm) -> None:
     tensors = [values(5, 33, device=backend), *norm.parameters(33, device=backend)]
     before = [None if t is None else t.clone() for t in tensors]
@@ -308,7 +308,7 @@ def test_inputs_are_left_alone(backend: str, norm: RowNorm) -> None:
 # The same bits
 
 
-@row_norms
+@every_row_norm
 @pytest.mark.parametrize("size", [(64, 1000), (5000, 33), (3, 150000)], ids=lambda size: "x".join(map(str, size)))
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=dtype_name)
 def test_repeats_to_the_bit(
@@ -326,7 +326,7 @@ def test_repeats_to_the_bit(
         assert all(a is None or torch.equal(a, b) for a, b in zip(first, run(), strict=True))
 
 
-@row_norms
+@every_row_norm
 @pytest.mark.parametrize("size", [(64, 17), (64, 100), (7, 4097), (3, 20000), (3, 150000)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=dtype_name)
 def test_row_does_not_depend_on_its_batch(

@@ -370,6 +370,9 @@ TYPES = {
     "running_var": ("Tensor", [1, [1.0]]),
     "weight": ("Tensor", [1, [1.0]]),
     "bias": ("Tensor", [1, [1.0]]),
+    "residual": ("Tensor", [1, [1.0], None]),
+    "scale": ("Tensor", [1, [1.0], None]),
+    "shift": ("Tensor", [1, [1.0], None]),
     "training": ("bool", [1, 0, None, "yes", torch.tensor(True), np.bool_(True)]),
     "momentum": ("float", [None, "0.1"]),
     "eps": ("float", [None, "0.1"]),
@@ -380,10 +383,11 @@ TYPES = {
 }
 
 
-@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"])
+@pytest.mark.parametrize("name", normext.functional.__all__)
 def test_types(name: str) -> None:
     function = getattr(normext, name)
     right = {"input": image(), "normalized_shape": [4], "running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    right |= {"residual": image(), "scale": torch.ones(4), "shift": torch.ones(4)}
     right["num_groups"] = 3
     right = {argument: value for argument, value in right.items() if argument in inspect.signature(function).parameters}
     for position, (argument, parameter) in enumerate(inspect.signature(function).parameters.items(), 1):

@@ -36,7 +36,7 @@ bool expect_other(const c10::SymInt& a, const c10::SymInt& b) {
   return a.sym_ne(b).expect_true(__FILE__, __LINE__);
 }
 
-static bool is_half(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf; }
+bool is_half(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf; }
 
 void check_input_dtype(const char* op, const Tensor& input) {
   const auto type = input.scalar_type();
@@ -50,8 +50,8 @@ void check_device(const char* op, const char* name, const Tensor& tensor, const 
               ", different from other tensors on ", input.device(), " (when checking argument in ", op, ")");
 }
 
-at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters) {
-  const auto input_type = input.scalar_type();
+at::ScalarType check_parameters(const char* op, const Tensor& input, at::ScalarType input_type,
+                                at::ArrayRef<Parameter> parameters) {
   auto type = input_type;
   const Parameter* first = nullptr;
   for (const auto& parameter : parameters) {
@@ -70,6 +70,10 @@ at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRe
                 first->name, " of ", type, " and ", parameter.name, " of ", tensor.scalar_type());
   }
   return type;
+}
+
+at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters) {
+  return check_parameters(op, input, input.scalar_type(), parameters);
 }
 
 }  // namespace normext

@@ -34,6 +34,7 @@ inline at::ScalarType gradient_type(const Tensor& input, const Tensor& weight) {
 }
 
 DType dtype_of(at::ScalarType type);
+bool is_half(at::ScalarType type);
 
 // Whether sizes are equal, or are not. Of sizes that only the data will tell (torch.export's unbacked ones) it is taken
 // for granted, and asserted when the program runs.
@@ -53,8 +54,10 @@ struct Parameter {
   const Tensor& tensor;  // may be undefined
 };
 
-// Parameters share a device with the input and a dtype with each other: the input's, or float32 for a half input.
-// Returns that dtype; the input's where there is no parameter.
+// Parameters share a device with the input and a dtype with each other: input_type, or float32 where that is a half
+// type. Returns that dtype; input_type where there is no parameter.
+at::ScalarType check_parameters(const char* op, const Tensor& input, at::ScalarType input_type,
+                                at::ArrayRef<Parameter> parameters);
 at::ScalarType check_parameters(const char* op, const Tensor& input, at::ArrayRef<Parameter> parameters);
 
 // An uninitialized tensor on input's device. On the CPU it does not go through torch's dispatcher, which costs a small

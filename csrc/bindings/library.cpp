@@ -24,6 +24,31 @@ TORCH_LIBRARY(normext, m) {
       "float eps, bool[2] output_mask, float weight_offset=0.0) -> (Tensor grad_input, Tensor grad_weight)");
 
   m.def(
+      "add_layer_norm(Tensor input, Tensor residual, SymInt[] normalized_shape, Tensor? weight=None, "
+      "Tensor? bias=None, float eps=1e-05, *, float weight_offset=0.0) -> (Tensor output, Tensor sum)");
+  m.def(
+      "add_rms_norm(Tensor input, Tensor residual, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None, "
+      "*, float weight_offset=0.0) -> (Tensor output, Tensor sum)");
+  m.def(
+      "add_norm_forward(Tensor input, Tensor residual, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, "
+      "float eps, float weight_offset, bool centered) -> (Tensor output, Tensor sum, Tensor mean, Tensor rstd)");
+  // grad_residual is asked for where the residual's dtype is not the input's: else it is grad_input.
+  m.def(
+      "add_norm_backward(Tensor grad_output, Tensor? grad_sum, Tensor sum, SymInt[] normalized_shape, Tensor? mean, "
+      "Tensor rstd, Tensor? weight, float eps, bool[4] output_mask, float weight_offset, bool centered) "
+      "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+
+  m.def("adaptive_layer_norm(Tensor input, Tensor scale, Tensor shift, float eps=1e-05) -> Tensor");
+  m.def("adaptive_rms_norm(Tensor input, Tensor scale, Tensor? shift=None, float? eps=None) -> Tensor");
+  // scale and shift have the input's leading sizes up to some dimension, ones after it, and the last one.
+  m.def(
+      "adaptive_norm_forward(Tensor input, Tensor scale, Tensor? shift, float eps, bool centered) "
+      "-> (Tensor output, Tensor mean, Tensor rstd)");
+  m.def(
+      "adaptive_norm_backward(Tensor grad_output, Tensor input, Tensor? mean, Tensor rstd, Tensor scale, float eps, "
+      "bool[3] output_mask, bool centered) -> (Tensor grad_input, Tensor grad_scale, Tensor grad_shift)");
+
+  m.def(
       "batch_norm(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight=None, "
       "Tensor? bias=None, bool training=False, float momentum=0.1, float eps=1e-05) -> Tensor");
   m.def(
@@ -61,6 +86,14 @@ TORCH_LIBRARY(normext, m) {
   m.def(
       "check_rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps, *, "
       "float weight_offset=0.0) -> ()");
+  m.def(
+      "check_add_layer_norm(Tensor input, Tensor residual, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, "
+      "float eps, *, float weight_offset=0.0) -> ()");
+  m.def(
+      "check_add_rms_norm(Tensor input, Tensor residual, SymInt[] normalized_shape, Tensor? weight, float? eps, "
+      "*, float weight_offset=0.0) -> ()");
+  m.def("check_adaptive_layer_norm(Tensor input, Tensor scale, Tensor shift, float eps) -> ()");
+  m.def("check_adaptive_rms_norm(Tensor input, Tensor scale, Tensor? shift, float? eps) -> ()");
   m.def(
       "check_batch_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, "
       "bool training, float momentum, float eps) -> ()");

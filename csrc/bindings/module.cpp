@@ -55,6 +55,12 @@ py::dict build_info() {
 
 // Arguments are read by torch's own parser, so that what they may be, and what is said of others, is as in torch. The
 // GIL is released while `call` runs: the kernels need no Python, and dispatch to Python takes it by itself.
+inline PyObject* wrapped(Tensor&& tensor) { return THPVariable_Wrap(std::move(tensor)); }
+inline PyObject* wrapped(std::tuple<Tensor, Tensor>&& tensors) {
+  auto [first, second] = std::move(tensors);
+  return Py_BuildValue("(NN)", THPVariable_Wrap(std::move(first)), THPVariable_Wrap(std::move(second)));
+}
+
 template <class Call>
 PyObject* unlocked(const Call& call) {
   const auto run = [&] {
@@ -65,7 +71,7 @@ PyObject* unlocked(const Call& call) {
     run();
     Py_RETURN_NONE;
   } else {
-    return THPVariable_Wrap(run());
+    return wrapped(run());
   }
 }
 
@@ -101,6 +107,63 @@ PyObject* rms_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
   return unlocked([input = r.tensor(0), normalized_shape = r.symintlist(1), weight = r.optionalTensor(2),
                    eps = r.toDoubleOptional(3), weight_offset = to_double(r, 4)] {
     return function(input, normalized_shape, weight, eps, weight_offset);
+  });
+  END_HANDLE_TH_ERRORS
+}
+
+template <auto function>
+PyObject* add_layer_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
+  HANDLE_TH_ERRORS
+  static torch::PythonArgParser parser(
+      {"add_layer_norm(Tensor input, Tensor residual, SymIntArrayRef normalized_shape, Tensor? weight=None, "
+       "Tensor? bias=None, double eps=1e-05, *, double weight_offset=0.0)"});
+  torch::ParsedArgs<7> parsed;
+  auto r = parser.parse(args, kwargs, parsed);
+  return unlocked([input = r.tensor(0), residual = r.tensor(1), normalized_shape = r.symintlist(2),
+                   weight = r.optionalTensor(3), bias = r.optionalTensor(4), eps = to_double(r, 5),
+                   weight_offset = to_double(r, 6)] {
+    return function(input, residual, normalized_shape, weight, bias, eps, weight_offset);
+  });
+  END_HANDLE_TH_ERRORS
+}
+
+template <auto function>
+PyObject* add_rms_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
+  HANDLE_TH_ERRORS
+  static torch::PythonArgParser parser(
+      {"add_rms_norm(Tensor input, Tensor residual, SymIntArrayRef normalized_shape, Tensor? weight=None, "
+       "double? eps=None, *, double weight_offset=0.0)"});
+  torch::ParsedArgs<6> parsed;
+  auto r = parser.parse(args, kwargs, parsed);
+  return unlocked([input = r.tensor(0), residual = r.tensor(1), normalized_shape = r.symintlist(2),
+                   weight = r.optionalTensor(3), eps = r.toDoubleOptional(4), weight_offset = to_double(r, 5)] {
+    return function(input, residual, normalized_shape, weight, eps, weight_offset);
+  });
+  END_HANDLE_TH_ERRORS
+}
+
+template <auto function>
+PyObject* adaptive_layer_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
+  HANDLE_TH_ERRORS
+  static torch::PythonArgParser parser(
+      {"adaptive_layer_norm(Tensor input, Tensor scale, Tensor shift, double eps=1e-05)"});
+  torch::ParsedArgs<4> parsed;
+  auto r = parser.parse(args, kwargs, parsed);
+  return unlocked([input = r.tensor(0), scale = r.tensor(1), shift = r.tensor(2), eps = to_double(r, 3)] {
+    return function(input, scale, shift, eps);
+  });
+  END_HANDLE_TH_ERRORS
+}
+
+template <auto function>
+PyObject* adaptive_rms_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
+  HANDLE_TH_ERRORS
+  static torch::PythonArgParser parser(
+      {"adaptive_rms_norm(Tensor input, Tensor scale, Tensor? shift=None, double? eps=None)"});
+  torch::ParsedArgs<4> parsed;
+  auto r = parser.parse(args, kwargs, parsed);
+  return unlocked([input = r.tensor(0), scale = r.tensor(1), shift = r.optionalTensor(2), eps = r.toDoubleOptional(3)] {
+    return function(input, scale, shift, eps);
   });
   END_HANDLE_TH_ERRORS
 }
@@ -159,19 +222,17 @@ PyCFunction with_keywords() {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
-PyMethodDef norms[] = {
-    {"layer_norm", with_keywords<layer_norm_python<layer_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
-    {"check_layer_norm", with_keywords<layer_norm_python<check_layer_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
-    {"rms_norm", with_keywords<rms_norm_python<rms_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
-    {"check_rms_norm", with_keywords<rms_norm_python<check_rms_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
-    {"batch_norm", with_keywords<batch_norm_python<batch_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
-    {"check_batch_norm", with_keywords<batch_norm_python<check_batch_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
-    {"group_norm", with_keywords<group_norm_python<group_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
-    {"check_group_norm", with_keywords<group_norm_python<check_group_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
-    {"instance_norm", with_keywords<instance_norm_python<instance_norm>>(), METH_VARARGS | METH_KEYWORDS, nullptr},
-    {"check_instance_norm", with_keywords<instance_norm_python<check_instance_norm>>(), METH_VARARGS | METH_KEYWORDS,
-     nullptr},
-    {nullptr, nullptr, 0, nullptr}};
+// A norm, and the check of its arguments.
+#define NORMEXT_NORM(name)                                                                              \
+  {#name, with_keywords<name##_python<name>>(), METH_VARARGS | METH_KEYWORDS, nullptr}, {               \
+    "check_" #name, with_keywords<name##_python<check_##name>>(), METH_VARARGS | METH_KEYWORDS, nullptr \
+  }
+PyMethodDef norms[] = {NORMEXT_NORM(layer_norm),          NORMEXT_NORM(rms_norm),
+                       NORMEXT_NORM(add_layer_norm),      NORMEXT_NORM(add_rms_norm),
+                       NORMEXT_NORM(adaptive_layer_norm), NORMEXT_NORM(adaptive_rms_norm),
+                       NORMEXT_NORM(batch_norm),          NORMEXT_NORM(group_norm),
+                       NORMEXT_NORM(instance_norm),       {nullptr, nullptr, 0, nullptr}};
+#undef NORMEXT_NORM
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   if (PyModule_AddFunctions(m.ptr(), norms) != 0) throw py::error_already_set();

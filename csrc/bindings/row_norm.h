@@ -1,4 +1,4 @@
-// row_norm.h -- normext::layer_norm and normext::rms_norm called through torch's dispatcher.
+// row_norm.h -- the row norms, normext::layer_norm and so on, called through torch's dispatcher.
 #pragma once
 #include "common.h"
 
@@ -9,11 +9,29 @@ Tensor layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, con
 Tensor rms_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
                 std::optional<double> eps, double weight_offset);
 
+// Both return output and sum.
+std::tuple<Tensor, Tensor> add_layer_norm(const Tensor& input, const Tensor& residual,
+                                          c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                                          const MaybeTensor& bias, double eps, double weight_offset);
+std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& input, const Tensor& residual,
+                                        c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
+                                        std::optional<double> eps, double weight_offset);
+
+Tensor adaptive_layer_norm(const Tensor& input, const Tensor& scale, const Tensor& shift, double eps);
+Tensor adaptive_rms_norm(const Tensor& input, const Tensor& scale, const MaybeTensor& shift, std::optional<double> eps);
+
 // Throw what these would throw. Tensors of torch.func's transforms may come as they are.
 void check_layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
                       const MaybeTensor& bias, double eps, double weight_offset);
 void check_rms_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const MaybeTensor& weight,
                     std::optional<double> eps, double weight_offset);
+void check_add_layer_norm(const Tensor& input, const Tensor& residual, c10::SymIntArrayRef normalized_shape,
+                          const MaybeTensor& weight, const MaybeTensor& bias, double eps, double weight_offset);
+void check_add_rms_norm(const Tensor& input, const Tensor& residual, c10::SymIntArrayRef normalized_shape,
+                        const MaybeTensor& weight, std::optional<double> eps, double weight_offset);
+void check_adaptive_layer_norm(const Tensor& input, const Tensor& scale, const Tensor& shift, double eps);
+void check_adaptive_rms_norm(const Tensor& input, const Tensor& scale, const MaybeTensor& shift,
+                             std::optional<double> eps);
 
 // The kernels: no dispatcher, no derivative.
 std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_kernel(const Tensor& input, c10::SymIntArrayRef normalized_shape,

@@ -20,10 +20,12 @@ Arguments = dict[str, Any]  # an operator's arguments by name; tensors as OpStra
 Layout = dict[str, Placement]  # by role
 
 ROLES = {
-    "data": ("input", "output", "grad_output", "grad_input"),
+    "data": ("input", "output", "grad_output", "grad_input", "residual", "sum", "grad_sum", "grad_residual"),
     "statistics": ("mean", "rstd", "var"),
     "parameters": ("weight", "bias", "running_mean", "running_var"),
     "gradients": ("grad_weight", "grad_bias"),
+    "lines": ("scale", "shift"),
+    "grad_lines": ("grad_scale", "grad_shift"),
 }
 ROLE = {name: role for role, names in ROLES.items() for name in names}
 REPLICATED: Layout = dict.fromkeys(ROLES, Replicate())
@@ -36,8 +38,22 @@ def _independent(dim: int) -> Layout:
 
 def row_norm(arguments: Arguments) -> list[Layout]:
     """Statistics over ``normalized_shape``: all dimensions before it are independent."""
-    rows = arguments["input"].ndim - len(arguments["normalized_shape"])
+    data = arguments["sum" if "sum" in arguments else "input"]
+    rows = data.ndim - len(arguments["normalized_shape"])
     return [_independent(dim) for dim in range(rows)]
+
+
+def adaptive_norm(arguments: Arguments) -> list[Layout]:
+    """The same over the last dimension; scale and shift are cut where they are not shared."""
+    scale = arguments["scale"].shape
+    return [
+        {
+            **_independent(dim),
+            "lines": Replicate() if scale[dim] == 1 else Shard(dim),
+            "grad_lines": Partial() if scale[dim] == 1 else Shard(dim),
+        }
+        for dim in range(len(scale) - 1)
+    ]
 
 
 def channel_norm(arguments: Arguments) -> list[Layout]:
@@ -59,9 +75,9 @@ def running_statistics(arguments: Arguments) -> list[Layout]:
 
 
 def _returned(schema: torch.FunctionSchema, arguments: Arguments) -> list[str | None]:
-    """The outputs' names; None for gradients that nobody asked for."""
+    """The outputs' names; None for gradients that nobody asked for, and for the mean of a norm that takes none."""
     names = [output.name for output in schema.returns]
-    mask = arguments.get("output_mask", [True] * len(names))
+    mask = arguments.get("output_mask", [name != "mean" or arguments.get("centered", True) for name in names])
     return [name if wanted else None for name, wanted in zip(names, mask, strict=True)]
 
 
@@ -85,6 +101,10 @@ LAYOUTS = {
     ops.layer_norm_backward: row_norm,
     ops.rms_norm_forward: row_norm,
     ops.rms_norm_backward: row_norm,
+    ops.add_norm_forward: row_norm,
+    ops.add_norm_backward: row_norm,
+    ops.adaptive_norm_forward: adaptive_norm,
+    ops.adaptive_norm_backward: adaptive_norm,
     ops.batch_norm_forward: channel_norm,
     ops.batch_norm_backward: channel_norm,
     ops.batch_norm_update_stats: running_statistics,

@@ -75,6 +75,51 @@ def rms_norm_forward(
     return _rounded(output, computed, input), rstd
 
 
+def _normalized(x: Value, dims: int, eps: float, computed: ir.DataType, centered: bool) -> tuple[Value, Value, Value]:
+    """x̂ over the last dimensions, mean and rstd; where there is no mean, rstd stands in its place: nothing reads it."""
+    if centered:
+        ones = op.Expand(op.Constant(value=ir.tensor(1.0, computed)), op.Shape(x, start=-dims))
+        output, mean, rstd = op.LayerNormalization(x, ones, None, axis=-dims, epsilon=eps)
+        return output, op.Cast(mean, to=computed), op.Cast(rstd, to=computed)  # ONNX's are float32
+    mean_square = op.ReduceMean(op.Mul(x, x), op.Constant(value_ints=list(range(-dims, 0))))
+    rstd = op.Reciprocal(op.Sqrt(op.Add(mean_square, op.Constant(value=ir.tensor(eps, computed)))))
+    return op.Mul(x, rstd), op.Identity(rstd), rstd
+
+
+def _affine(output: Value, weight: Value | None, bias: Value | None, offset: float, computed: ir.DataType) -> Value:
+    if weight is not None:
+        output = op.Mul(output, _cast(_offset(weight, offset, computed), computed))
+    return output if bias is None else op.Add(output, _cast(bias, computed))
+
+
+def add_norm_forward(
+    input: Value,
+    residual: Value,
+    normalized_shape: list[int],
+    weight: Value | None,
+    bias: Value | None,
+    eps: float,
+    weight_offset: float,
+    centered: bool,
+) -> tuple[Value, Value, Value, Value]:
+    """``normext::add_norm_forward``, which ``normext::add_layer_norm`` and ``add_rms_norm`` decompose into."""
+    computed = _statistics_type(input)
+    total = _rounded(op.Add(_cast(input, computed), _cast(residual, computed)), computed, residual)
+    x = total if residual.dtype == computed else op.Cast(total, to=computed)
+    output, mean, rstd = _normalized(x, len(normalized_shape), eps, computed, centered)
+    output = _affine(output, weight, bias, weight_offset, computed)
+    return _rounded(output, computed, input), total, mean, rstd
+
+
+def adaptive_norm_forward(
+    input: Value, scale: Value, shift: Value | None, eps: float, centered: bool
+) -> tuple[Value, Value, Value]:
+    """``normext::adaptive_norm_forward``, which the adaptive norms decompose into."""
+    computed = _statistics_type(input)
+    output, mean, rstd = _normalized(_cast(input, computed), 1, eps, computed, centered)
+    return _rounded(_affine(output, scale, shift, 1.0, computed), computed, input), mean, rstd
+
+
 def batch_norm_forward(
     input: Value,
     running_mean: Value | None,
@@ -103,5 +148,12 @@ def batch_norm_forward(
     return _rounded(output, computed, input), op.Identity(mean), rstd, var
 
 
-for translation in (layer_norm_forward, rms_norm_forward, batch_norm_forward):
+TRANSLATIONS = (
+    layer_norm_forward,
+    rms_norm_forward,
+    add_norm_forward,
+    adaptive_norm_forward,
+    batch_norm_forward,
+)
+for translation in TRANSLATIONS:
     onnx_impl(getattr(torch.ops.normext, translation.__name__).default, no_compile=True)(translation)

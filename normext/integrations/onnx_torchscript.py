@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.onnx import JitScalarType, register_custom_op_symbolic
 from torch.onnx._internal.torchscript_exporter.registration import registry
-from torch.onnx.symbolic_helper import _get_const, _is_none, parse_args
+from torch.onnx.symbolic_helper import _get_const, _is_none, _unsqueeze_helper, parse_args
 
 Graph = Any  # torch.onnx's GraphContext
 Value = Any  # torch._C.Value
@@ -56,6 +56,11 @@ def _offset(g: Graph, weight: Value, weight_offset: float, computed: JitScalarTy
         return weight
     offset = g.op("Constant", value_t=torch.tensor(weight_offset, dtype=computed.dtype()))
     return g.op("Add", _cast(g, weight, computed), offset)
+
+
+def _eps(eps: Value, input: Value) -> float:
+    """Without one it is the least step of the dtype that is computed in."""
+    return torch.finfo(_statistics_type(input).dtype()).eps if _is_none(eps) else _get_const(eps, "f", "eps")
 
 
 @parse_args("v", "is", "v", "v", "f", "f")
@@ -113,9 +118,93 @@ def rms_norm(
     g: Graph, input: Value, normalized_shape: list[int], weight: Value, eps: Value, weight_offset: float
 ) -> Value:
     """``normext::rms_norm``."""
-    step = torch.finfo(_statistics_type(input).dtype()).eps
-    given = step if _is_none(eps) else _get_const(eps, "f", "eps")
-    return rms_norm_forward(g, input, normalized_shape, weight, given, weight_offset)[0]
+    return rms_norm_forward(g, input, normalized_shape, weight, _eps(eps, input), weight_offset)[0]
+
+
+def _normalized(g: Graph, x: Value, dims: int, eps: float, centered: bool) -> Value:
+    """x̂ over the last dimensions."""
+    over = list(range(-dims, 0))
+    if centered:
+        x = g.op("Sub", x, _mean(g, x, over, keepdims=True))
+    return g.op("Mul", x, _rstd(g, _mean(g, g.op("Mul", x, x), over, keepdims=True), eps))
+
+
+def _affine(g: Graph, output: Value, weight: Value, bias: Value, offset: float, computed: JitScalarType) -> Value:
+    if not _is_none(weight):
+        output = g.op("Mul", output, _cast(g, _offset(g, weight, offset, computed), computed))
+    return output if _is_none(bias) else g.op("Add", output, _cast(g, bias, computed))
+
+
+def _add_norm(
+    g: Graph,
+    input: Value,
+    residual: Value,
+    normalized_shape: list[int],
+    weight: Value,
+    bias: Value,
+    eps: float,
+    weight_offset: float,
+    centered: bool,
+) -> tuple[Value, Value]:
+    own, computed = JitScalarType.from_value(input), _statistics_type(input)
+    total = g.op("Add", _cast(g, input, computed), _cast(g, residual, computed))
+    total = _cast(g, total, JitScalarType.from_value(residual))
+    output = _normalized(g, _cast(g, total, computed), len(normalized_shape), eps, centered)
+    return _cast(g, _affine(g, output, weight, bias, weight_offset, computed), own), total
+
+
+@parse_args("v", "v", "is", "v", "v", "f", "f")
+def add_layer_norm(
+    g: Graph,
+    input: Value,
+    residual: Value,
+    normalized_shape: list[int],
+    weight: Value,
+    bias: Value,
+    eps: float,
+    weight_offset: float,
+) -> tuple[Value, Value]:
+    """``normext::add_layer_norm``."""
+    return _add_norm(g, input, residual, normalized_shape, weight, bias, eps, weight_offset, centered=True)
+
+
+@parse_args("v", "v", "is", "v", "v", "f")
+def add_rms_norm(
+    g: Graph,
+    input: Value,
+    residual: Value,
+    normalized_shape: list[int],
+    weight: Value,
+    eps: Value,
+    weight_offset: float,
+) -> tuple[Value, Value]:
+    """``normext::add_rms_norm``."""
+    given = _eps(eps, input)
+    return _add_norm(g, input, residual, normalized_shape, weight, None, given, weight_offset, centered=False)
+
+
+def _adaptive_norm(g: Graph, input: Value, scale: Value, shift: Value, eps: float, centered: bool) -> Value:
+    own, computed = JitScalarType.from_value(input), _statistics_type(input)
+
+    def aligned(parameter: Value) -> Value:
+        missing = 0 if _is_none(parameter) else input.type().dim() - parameter.type().dim()
+        last = input.type().dim() - 1
+        return _unsqueeze_helper(g, parameter, list(range(last - missing, last))) if missing else parameter
+
+    output = _normalized(g, _cast(g, input, computed), 1, eps, centered)
+    return _cast(g, _affine(g, output, aligned(scale), aligned(shift), 1.0, computed), own)
+
+
+@parse_args("v", "v", "v", "f")
+def adaptive_layer_norm(g: Graph, input: Value, scale: Value, shift: Value, eps: float) -> Value:
+    """``normext::adaptive_layer_norm``."""
+    return _adaptive_norm(g, input, scale, shift, eps, centered=True)
+
+
+@parse_args("v", "v", "v", "v")
+def adaptive_rms_norm(g: Graph, input: Value, scale: Value, shift: Value, eps: Value) -> Value:
+    """``normext::adaptive_rms_norm``."""
+    return _adaptive_norm(g, input, scale, shift, _eps(eps, input), centered=False)
 
 
 @parse_args("v", "v", "v", "v", "v", "b", "f", "f")
@@ -161,5 +250,17 @@ def batch_norm_forward(
     return output, mean, _rstd(g, variance, eps), var
 
 
-for symbolic in (layer_norm, layer_norm_forward, rms_norm, rms_norm_forward, batch_norm, batch_norm_forward):
+SYMBOLICS = (
+    layer_norm,
+    layer_norm_forward,
+    rms_norm,
+    rms_norm_forward,
+    add_layer_norm,
+    add_rms_norm,
+    adaptive_layer_norm,
+    adaptive_rms_norm,
+    batch_norm,
+    batch_norm_forward,
+)
+for symbolic in SYMBOLICS:
     register_custom_op_symbolic(f"normext::{symbolic.__name__}", symbolic, OLDEST_OPSET)
