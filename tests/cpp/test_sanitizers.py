@@ -56,8 +56,9 @@ def skip_without(sanitizers: str, folder: Path) -> None:
 def test_kernels(sanitizers: str, isa: str, tmp_path: Path) -> None:
     skip_without(sanitizers, tmp_path)
     folder = ROOT / "build" / f"sanitize-{sanitizers.replace(',', '-')}"
+    options = [f"-DNORMEXT_SANITIZE={sanitizers}", f"-DNORMEXT_CHECKED_ISA={isa}"]
     for command in (
-        ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, f"-DNORMEXT_SANITIZE={sanitizers}"],
+        ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options],
         ["cmake", "--build", folder, "--target", "cpu_checks"],
         [folder / "cpu_checks", isa],
     ):

@@ -162,20 +162,13 @@ def compile_cubin(source: Path, architecture: str, state: str) -> None:
 
 
 @cache
-def compile_all() -> None:
-    """All architectures at once: the first test waits, the others find what they need."""
-    known = run(find_nvcc(), "--list-gpu-code").split()
+def compile_all(architecture: str) -> None:
+    """All sources at once: the first test waits, the others find what they need."""
     state = state_of_sources()
     CUBINS.mkdir(parents=True, exist_ok=True)
     with (CUBINS / "lock").open("w") as lock, ThreadPoolExecutor(PROCESSES) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the same test run want the same
-        jobs = [
-            pool.submit(compile_cubin, source, architecture, state)
-            for architecture in ARCHITECTURES
-            if architecture in known
-            for source in kernel_sources()
-        ]
-        for job in jobs:
+        for job in [pool.submit(compile_cubin, source, architecture, state) for source in kernel_sources()]:
             job.result()
 
 
@@ -233,7 +226,7 @@ def kernels(architecture: str) -> dict[str, Kernel]:
     if architecture not in run(find_nvcc(), "--list-gpu-code").split():
         pytest.skip(f"nvcc {nvcc_version()} does not know {architecture}")
     disassembler = find_disassembler()
-    compile_all()
+    compile_all(architecture)
     found = {}
     for cubin in [cubin_of(source, architecture) for source in kernel_sources()]:
         of_file = dict(resources(cubin.with_suffix(".txt").read_text()))

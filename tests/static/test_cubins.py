@@ -36,7 +36,10 @@ from toolkit import PACKAGES, cuda_include
 
 TABLE = Path(__file__).with_name("cubins.json")
 
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+# Each takes minutes of nvcc: all but one are left to -m slow.
+every_architecture = pytest.mark.parametrize(
+    "architecture", [a if a == "sm_90" else pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES]
+)
 
 VECTOR_LOAD, NARROW_LOAD = r"LDG\S*\.128", r"LDG(?!\S*\.128)"
 VECTOR_STORE, NARROW_STORE = r"STG\S*\.128", r"STG(?!\S*\.128)"
