@@ -22,9 +22,6 @@ void run(const Op& op);
 // Cases of at least so many elements get, for the sake of time, the dtypes and arguments marked so only.
 extern const int64_t kLarge;
 
-// Whether its row norms take strides, a residual and lines of parameters (row_kinds.h) yet.
-extern const bool kTakesRowKinds;
-
 // Shapes on both sides of the kernels' thresholds. Never nothing: the bindings answer for empty tensors.
 struct RowNormShape {
   int64_t rows, columns;

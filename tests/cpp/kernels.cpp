@@ -340,7 +340,7 @@ int main(int argc, char** argv) {
   if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(print_current);
   for (const auto& shape : row_norm_shapes())
     for (const auto& norm : kRowNorms) test_row_norm(norm, shape);
-  if (kTakesRowKinds) test_row_kinds();
+  test_row_kinds();
   for (const auto& shape : batch_norm_shapes()) test_batch_norm(shape);
   test_channel_norms();
   test_far_ranges();

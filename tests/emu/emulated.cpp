@@ -42,7 +42,6 @@ std::vector<Setting> make_settings() {
 }  // namespace
 
 const bool kTakesActivations = true;
-const bool kTakesRowKinds = true;
 const int64_t kLarge = 4000;
 
 const std::vector<Setting>& settings(int64_t) {
