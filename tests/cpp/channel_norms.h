@@ -87,9 +87,9 @@ class ChannelCase {
   double z(int64_t i, double mean, double rstd) const {
     return (x_[i] - mean) * rstd * weight(i) + at(pointer(bias_), channel(i), 0) + at(pointer(residual_), i, 0);
   }
-  double z_size(int64_t i) const {
-    const double size = std::fabs(x_[i]) + stats_.mean.size[set(i)];
-    return size * stats_.rstd.value[set(i)] * std::fabs(weight(i)) + std::fabs(at(pointer(bias_), channel(i), 0)) +
+  double z_size(int64_t i, const Statistics& stats) const {
+    const double size = std::fabs(x_[i]) + stats.mean.size[set(i)];
+    return size * stats.rstd.value[set(i)] * std::fabs(weight(i)) + std::fabs(at(pointer(bias_), channel(i), 0)) +
            std::fabs(at(pointer(residual_), i, 0));
   }
   std::string text(const char* pass) const {
@@ -102,20 +102,32 @@ class ChannelCase {
   }
 
   void forward() {
+    forward(stats_, nullptr, nullptr);
+    if (kind_.grouped) return;
+    const Buffer mean = arrays_.in(t_.param, sets(), -1, 1), var = arrays_.in(t_.param, sets(), 0.5, 2);
+    Statistics running(sets());
+    for (int64_t s = 0; s < sets(); ++s)
+      running.mean.set(s, mean[s], std::fabs(mean[s])), running.var.set(s, var[s], 0);
+    running.set_from_var(kEps);
+    forward(running, &mean, &var);
+  }
+
+  void forward(const Statistics& stats, const Buffer* running_mean, const Buffer* running_var) {
     Expected want(elements_);
     for (int64_t i = 0; i < elements_; ++i) {
-      const double value = z(i, stats_.mean.value[set(i)], stats_.rstd.value[set(i)]);
-      want.set(i, apply(kind_.activation, value), 1.1 * z_size(i));
+      const double value = z(i, stats.mean.value[set(i)], stats.rstd.value[set(i)]);
+      want.set(i, apply(kind_.activation, value), 1.1 * z_size(i, stats));
     }
     Buffer output = arrays_.out(t_.data, elements_), mean = arrays_.out(stat_type_, sets()),
            rstd = arrays_.out(stat_type_, sets()), var = arrays_.out(stat_type_, sets());
     const auto check = [&](const auto& op) {
       run_everywhere(
-          text("forward"), elements_, op, [&] { output.forget(), mean.forget(), rstd.forget(), var.forget(); },
+          text(running_mean ? "evaluation" : "forward"), elements_, op,
+          [&] { output.forget(), mean.forget(), rstd.forget(), var.forget(); },
           [&] {
-            compare("mean", mean, stats_.mean, stat_type_);
-            compare("rstd", rstd, stats_.rstd, stat_type_);
-            compare("var", var, stats_.var, stat_type_);
+            compare("mean", mean, stats.mean, stat_type_);
+            compare("rstd", rstd, stats.rstd, stat_type_);
+            if (!running_mean) compare("var", var, stats.var, stat_type_);
             compare("output", output, want, stat_type_);
           });
     };
@@ -137,12 +149,12 @@ class ChannelCase {
       check(BatchNormForward{.input = x_.data(),
                              .weight = data(weight_),
                              .bias = data(bias_),
-                             .running_mean = nullptr,
-                             .running_var = nullptr,
+                             .running_mean = running_mean ? running_mean->data() : nullptr,
+                             .running_var = running_var ? running_var->data() : nullptr,
                              .output = output.data(),
                              .mean = mean.data(),
                              .rstd = rstd.data(),
-                             .var = var.data(),
+                             .var = running_var ? nullptr : var.data(),
                              .shape = shape_,
                              .eps = kEps,
                              .dtype = t_.data,
@@ -163,9 +175,10 @@ class ChannelCase {
     for (int64_t i = 0; i < elements_; ++i) {
       const double value = z(i, mean[set(i)], rstd[set(i)]);
       // Next to a kink the sign is a matter of rounding, and the gradient there is none.
-      if (std::fabs(value) < 1e-4 * z_size(i)) dy_.set(i, 0);
+      if (std::fabs(value) < 1e-4 * z_size(i, stats_)) dy_.set(i, 0);
       const double g = dy_[i] * derivative(kind_.activation, value);
-      const double size = std::fabs(dy_[i]) * (kind_.activation.kind == Activation::Kind::silu ? 1.1 + z_size(i) : 1);
+      const double size =
+          std::fabs(dy_[i]) * (kind_.activation.kind == Activation::Kind::silu ? 1.1 + z_size(i, stats_) : 1);
       want_residual.set(i, g, size);
       const int64_t c = channel(i), s = set(i);
       weight_sum[c] += g * xhat(i), want_weight.size[c] += size * xhat_size(i);

@@ -162,7 +162,10 @@ std::vector<GroupNormShape> group_norm_shapes() {
           {{2, 6, 7, true}, 3},
           {{3, 5, 41, true}, 5},
           {{1, 17, 25, true}, 17},
-          {{3, 7, 13, true}, 1}};
+          {{3, 7, 13, true}, 1},
+          // 128 threads for one array and for two of them, of any dtype
+          {{2, 4, 200, false}, 2},
+          {{2, 4, 200, false}, 4}};
 }
 
 }  // namespace normext::test

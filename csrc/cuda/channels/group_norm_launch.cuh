@@ -106,11 +106,12 @@ bool launch_group_on_chip(const Op& op, const Device& device, int arrays, const 
         const PlaneSlices slices(groups, kSize, kThreads, kCluster);
         const auto bytes = static_cast<size_t>(shared_bytes(slices, kThreads));
         if (static_cast<int64_t>(bytes) > device.max_shared_bytes - kExchangeBytes) return false;
-        launch.template operator()<kThreads, (kCluster > 1)>(GroupPlanes(op.shape, of_group, kSize), slices,
-                                                             Launch{.grid = grid_of(groups.channels * kCluster),
-                                                                    .block = kThreads,
-                                                                    .shared_bytes = bytes,
-                                                                    .cluster = kCluster});
+        constexpr bool kMeets = kCluster > 1;  // nvcc loses the parentheses of an expression among the arguments
+        launch.template operator()<kThreads, kMeets>(GroupPlanes(op.shape, of_group, kSize), slices,
+                                                     Launch{.grid = grid_of(groups.channels * kCluster),
+                                                            .block = kThreads,
+                                                            .shared_bytes = bytes,
+                                                            .cluster = kCluster});
         return true;
       });
 }
