@@ -165,7 +165,10 @@ std::vector<GroupNormShape> group_norm_shapes() {
           {{3, 7, 13, true}, 1},
           // 128 threads for one array and for two of them, of any dtype
           {{2, 4, 200, false}, 2},
-          {{2, 4, 200, false}, 4}};
+          {{2, 4, 200, false}, 4},
+          // clusters of two and of four, for one array and for two, of any dtype
+          {{1, 2, 1536, false}, 1},
+          {{1, 2, 6000, false}, 1}};
 }
 
 }  // namespace normext::test

@@ -61,6 +61,12 @@ KNOWN: list[tuple[str, str, str, str]] = [
         r"sum_columns_kernel<(half, ActivatedColumnGradients<half, 2>|bf16, ColumnMoments<bf16>), 8, ColumnsOfSamples",
         "where a sample begins is one value more than registers have room for",
     ),
+    (
+        "no_local_memory",
+        "sm_90",
+        r"sum_planes_kernel<bf16, ActivatedGradientSums<float, 2>, 8, ActivatedInputs<bf16, 2>, GroupSaved<bf16>>",
+        "what the activation's derivative needs is two values more than registers have room for",
+    ),
 ]
 
 
