@@ -66,7 +66,7 @@ def test_kernels(sanitizers: str, isa: str, tmp_path: Path) -> None:
     for command in (
         ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options],
         ["cmake", "--build", folder, "--target", "cpu_checks"],
-        [folder / "cpu_checks", isa],
+        [folder / "cpu_checks", f"{isa}, "],
     ):
         result = run(*command)
         assert result.returncode == 0, f"{command[0]} failed:\n{result.stdout[-8000:]}"
