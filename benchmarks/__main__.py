@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
 def parse_arguments() -> argparse.Namespace:
     """What to measure, where, and where to leave the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Times normext beside its peers.")
-    parser.add_argument("--full", action="store_true", help="every case; without it a selection, in some 4 minutes")
+    parser.add_argument("--full", action="store_true", help="every case; without it a selection")
     parser.add_argument("--filter", metavar="REGEX", type=re.compile, help="only cases whose name matches: --list")
     parser.add_argument("--list", action="store_true", help="print the names of the cases, and stop")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -145,7 +145,8 @@ def add_layer_norm(
     """Adds, and normalizes the sum: ``sum = input + residual``, ``output = layer_norm(sum)``, in one pass over memory.
 
     The sum is rounded to the residual's dtype, and what is normalized is the rounded one: the results are those of the
-    two operations run apart. Backward, too, is one pass, over the gradients of both.
+    two operations run apart, on the CPU to the bit, with CUDA's kernels, of which others take sums, to some roundings.
+    Backward, too, is one pass, over the gradients of both.
 
     Args:
         input: ``[*, *normalized_shape]``; float64, float32, bfloat16 or float16; any strides.
@@ -183,7 +184,8 @@ def add_rms_norm(
     """Adds, and normalizes the sum: ``sum = input + residual``, ``output = rms_norm(sum)``, in one pass over memory.
 
     The sum is rounded to the residual's dtype, and what is normalized is the rounded one: the results are those of the
-    two operations run apart. Backward, too, is one pass, over the gradients of both.
+    two operations run apart, on the CPU to the bit, with CUDA's kernels, of which others take sums, to some roundings.
+    Backward, too, is one pass, over the gradients of both.
 
     Args:
         input: ``[*, *normalized_shape]``; float64, float32, bfloat16 or float16; any strides.
