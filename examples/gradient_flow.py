@@ -1,10 +1,11 @@
-"""Gradients through 50 layers: none, BatchNorm, LayerNorm and RMSNorm, before and after the activation.
+"""Gradients through 50 layers: no norm, BatchNorm, LayerNorm, RMSNorm, GroupNorm, before and after the activation.
 
 ``python -m examples.gradient_flow`` prints the gradients of the first layer's weight over the last one's and, where
 matplotlib is installed, draws all of them into gradient_flow.png.
 """
 
 import argparse
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "BatchNorm": normext.BatchNorm1d,
     "LayerNorm": normext.LayerNorm,
     "RMSNorm": normext.RMSNorm,
+    "GroupNorm": functools.partial(normext.GroupNorm, 8),
 }
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 PLACES = ("before", "after")  # the activation

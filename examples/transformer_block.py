@@ -1,6 +1,7 @@
-"""A transformer's block, post-norm and pre-norm.
+"""A transformer's block, post-norm and pre-norm, with its sums beside its norms and in them.
 
-``python -m examples.transformer_block`` prints the gradients that reach the first and the last of 12 blocks of either.
+``python -m examples.transformer_block`` prints the gradients that reach the first and the last of 12 blocks of either,
+and how far a block with its sums in the norms is from the one without.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import normext
+
+PLACES = {"post-norm": False, "pre-norm": True}  # norm_first
 
 
 class TransformerBlock(nn.Module):
@@ -57,6 +60,23 @@ class TransformerBlock(nn.Module):
         return self.norm2(x + self.feed_forward(x))
 
 
+class FusedTransformerBlock(TransformerBlock):
+    """The same block with the same state_dict; where a norm is of a sum, both are computed in one pass over memory."""
+
+    def __init__(self, d_model: int, nhead: int, dim_feedforward: int, norm_first: bool = False) -> None:
+        super().__init__(d_model, nhead, dim_feedforward, normext.AddLayerNorm, norm_first)
+        if norm_first:
+            self.norm1 = normext.LayerNorm(d_model)  # no sum of this block is before it
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm_first:
+            y, x = self.norm2(self.attend(self.norm1(x)), x)
+            return x + self.feed_forward(y)
+        x, _ = self.norm1(self.attend(x), x)
+        x, _ = self.norm2(self.feed_forward(x), x)
+        return x
+
+
 def gradients(norm: Callable[[int], nn.Module], norm_first: bool, depth: int = 12, d_model: int = 64) -> list[float]:
     """The norm of the gradient of each block's first linear layer, for a random gradient at the output."""
     torch.manual_seed(0)
@@ -67,13 +87,26 @@ def gradients(norm: Callable[[int], nn.Module], norm_first: bool, depth: int = 1
     return [gradient.norm().item() for gradient in torch.autograd.grad(output, weights, torch.randn_like(output))]
 
 
+def difference(norm_first: bool, d_model: int = 64) -> float:
+    """The largest between the outputs of a block and the one with its sums in the norms."""
+    torch.manual_seed(0)
+    block = TransformerBlock(d_model, 4, 4 * d_model, norm_first=norm_first)
+    fused = FusedTransformerBlock(d_model, 4, 4 * d_model, norm_first)
+    fused.load_state_dict(block.state_dict())
+    x = torch.randn(8, 16, d_model)
+    return (fused(x) - block(x)).abs().max().item()
+
+
 def main() -> None:
-    """Prints the table."""
+    """Prints both."""
     print("gradient of                first block   last block")
     for norm in (normext.LayerNorm, normext.RMSNorm):
-        for name, norm_first in (("post-norm", False), ("pre-norm", True)):
+        for name, norm_first in PLACES.items():
             sizes = gradients(norm, norm_first)
             print(f"{norm.__name__:10} {name:12} {sizes[0]:12.2f} {sizes[-1]:12.2f}")
+    print("with the sums in the norms, outputs differ by at most")
+    for name, norm_first in PLACES.items():
+        print(f"AddLayerNorm {name:10} {difference(norm_first):12.1e}")
 
 
 if __name__ == "__main__":
