@@ -22,7 +22,7 @@ def enable(norms: str | Iterable[str] | None = None) -> None:
 
     Args:
         norms: a name or several of ``"layer_norm"``, ``"rms_norm"``, ``"batch_norm"`` (which InstanceNorm is computed
-            by, too); all of them if not given. Those that are enabled already stay so.
+            by, too), ``"group_norm"``; all of them if not given. Those that are enabled already stay so.
 
     Raises:
         ValueError: for a name that is none of these.

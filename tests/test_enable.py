@@ -17,7 +17,7 @@ from torch.testing._internal.common_modules import module_db
 import normext
 
 aten = torch.ops.aten
-NORMS = ["layer_norm", "rms_norm", "batch_norm"]
+NORMS = ["layer_norm", "rms_norm", "batch_norm", "group_norm"]
 # torch's float32 rows of one value are off by their rounded mean times an rstd of 316.
 TOLERANCE = {
     torch.float64: {"rtol": 1e-9, "atol": 1e-9},
@@ -52,6 +52,8 @@ def huge(norm: str, device: str = "cpu") -> Tensor:
     x = 1e30 * torch.randn(4, 6, 8, device=device)
     if norm == "batch_norm":
         return F.batch_norm(x, None, None, training=True)
+    if norm == "group_norm":
+        return F.group_norm(x, 2)
     return getattr(F, norm)(x, [8])
 
 
@@ -78,7 +80,7 @@ def test_some_norms() -> None:
     assert by_normext() == ["rms_norm"]
     normext.enable(("layer_norm", "rms_norm"))
     assert by_normext() == ["layer_norm", "rms_norm"]
-    normext.disable(["rms_norm", "batch_norm"])
+    normext.disable(["rms_norm", "group_norm"])
     assert by_normext() == ["layer_norm"]
     normext.enable([])
     assert by_normext() == ["layer_norm"]
@@ -87,7 +89,7 @@ def test_some_norms() -> None:
 @pytest.mark.parametrize("call", [normext.enable, normext.disable, lambda norms: normext.enabled(norms).__enter__()])
 @pytest.mark.parametrize("norms", ["layernorm", ["layer_norm", "layernorm"]])
 def test_unknown_norms(call: Callable, norms: object) -> None:
-    with pytest.raises(ValueError, match=r"layer_norm, rms_norm, batch_norm.*'layernorm'"):
+    with pytest.raises(ValueError, match=r"layer_norm, rms_norm, batch_norm, group_norm.*'layernorm'"):
         call(norms)
     assert by_normext() == []
 
@@ -119,13 +121,18 @@ def test_says_nothing_but_in_show_config(capfd: pytest.CaptureFixture) -> None:
 
 def test_other_threads_compute_meanwhile() -> None:
     x, w = values(16, 8), torch.ones(8)
-    expected = F.layer_norm(x, [8], w), F.rms_norm(x, [8], w), F.batch_norm(x, None, None, w, training=True)
+
+    def norms(x: Tensor) -> tuple[Tensor, ...]:
+        rows = F.layer_norm(x, [8], w), F.rms_norm(x, [8], w)
+        return *rows, F.batch_norm(x, None, None, w, training=True), F.group_norm(x, 2, w)
+
+    expected = norms(x)
     stop, wrong = threading.Event(), []
 
     def compute() -> None:
         while not stop.is_set():
             leaf = x.clone().requires_grad_()
-            found = F.layer_norm(leaf, [8], w), F.rms_norm(leaf, [8], w), F.batch_norm(leaf, None, None, w, None, True)
+            found = norms(leaf)
             sum(found).sum().backward()
             if not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found, expected, strict=True)):
                 wrong.append(found)
@@ -146,13 +153,13 @@ def test_other_threads_compute_meanwhile() -> None:
 
 OPERATORS = {
     *("native_layer_norm", "native_batch_norm", "nn.functional.layer_norm", "nn.functional.batch_norm"),
-    *("nn.functional.instance_norm", "nn.functional.rms_norm"),
+    *("nn.functional.instance_norm", "nn.functional.rms_norm", "nn.functional.group_norm"),
 }
 infos = [info for info in op_db if info.name in OPERATORS and not info.variant_test_name]
 modules = [
     info
     for info in module_db
-    if issubclass(info.module_cls, (nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase))
+    if issubclass(info.module_cls, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase))
     and "Lazy" not in info.name
 ]
 
@@ -240,6 +247,13 @@ def saved(x: Tensor, p: torch.dtype, device: str) -> dict[str, tuple[Callable, C
         lambda: aten._batch_norm_with_update(x, per_channel, None, mean.clone(), var.clone(), 0.1, 1e-5),
         lambda o: aten.batch_norm_backward(dy, x, per_channel, mean, var, *o[1:3], True, 1e-5, mask, o[3]),
     )
+    for affine in (per_channel, None):
+        cases[f"group_norm, {affine is not None}"] = (
+            lambda a=affine: aten.native_group_norm(x, a, a, 5, 3, 8, 1, 1e-5),
+            lambda o, a=affine: aten.native_group_norm_backward(
+                dy, x, *o[1:], a, 5, 3, 8, 1, [True, a is not None, a is not None]
+            ),
+        )
     return cases
 
 
@@ -267,6 +281,7 @@ def losses(device: str) -> list[tuple[Tensor, list[Tensor]]]:
     )
     dy = torch.linspace(-1, 1, 96, dtype=torch.float64, device=device).view(4, 3, 8)
     outputs = F.layer_norm(x, [8], w), F.rms_norm(x, [8], w), w.sum() * F.batch_norm(x, None, None, training=True)
+    outputs = *outputs, F.group_norm(x, 1, w[:3], w[3:6])
     return [((output * dy).sum(), [x, w]) for output in outputs]
 
 
@@ -280,7 +295,7 @@ def test_backward_of_a_graph_made_before(device: str, first: bool) -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "batch_norm", "instance_norm", "evaluation"])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm", "evaluation"])
 def test_derivatives_of_every_kind(device: str, norm: str) -> None:
     x, weight, bias = leaves(*(values(*s, dtype=torch.float64, device=device) for s in ((2, 3, 4), (3,), (3,))))
     row = weight.new_ones(4).requires_grad_()
@@ -290,6 +305,7 @@ def test_derivatives_of_every_kind(device: str, norm: str) -> None:
         "rms_norm": (lambda x, w: F.rms_norm(x, [4], w), (x, row)),
         "batch_norm": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (x, weight, bias)),
         "instance_norm": (lambda x, w, b: F.instance_norm(x, None, None, w, b), (x, weight, bias)),
+        "group_norm": (lambda x, w, b: F.group_norm(x, 1, w, b), (x, weight, bias)),
         "evaluation": (lambda x, w, b: F.batch_norm(x, mean, var, w, b), (x, weight, bias)),
     }[norm]
     with normext.enabled():
@@ -301,7 +317,8 @@ def test_func(device: str) -> None:
     x = values(3, 2, 4, dtype=torch.float64, device=device)
 
     def norms(x: Tensor) -> Tensor:
-        return F.layer_norm(x, [4]) + F.rms_norm(x, [4]) + F.batch_norm(x, None, None, training=True).sin()
+        per_channel = F.batch_norm(x, None, None, training=True) + F.group_norm(x, 1)
+        return F.layer_norm(x, [4]) + F.rms_norm(x, [4]) + per_channel.sin()
 
     def loss(x: Tensor) -> Tensor:
         return norms(x).cos().sum()
@@ -313,6 +330,39 @@ def test_func(device: str) -> None:
     with forward_ad.dual_level():
         theirs, ours = both(lambda: forward_ad.unpack_dual(norms(forward_ad.make_dual(x, torch.ones_like(x)))).tangent)
     torch.testing.assert_close(ours, theirs)
+
+
+# Layouts of images
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (2, 4, 1, 1), (2, 1, 4, 4), (2, 4, 3, 2, 2), (3, 4)], ids=str)
+@pytest.mark.parametrize("layout_", ["contiguous", "channels_last", "strided"])
+def test_layouts_of_group_norm(device: str, shape: tuple[int, ...], layout_: str) -> None:
+    x = values(*shape, dtype=torch.float64, device=device)
+    if layout_ == "channels_last" and len(shape) > 2:
+        x = channels_last(x)
+    elif layout_ == "strided":
+        x = torch.stack([x, x], -1)[..., 0]
+    affine = leaves(*(values(shape[1], dtype=torch.float64, device=device) for _ in range(2)))
+
+    def step() -> list[Tensor]:
+        leaf = x.detach().requires_grad_()
+        output = F.group_norm(leaf, shape[1] if shape[1] == 1 else 2, *affine)
+        grads = torch.autograd.grad(output, [leaf, *affine], torch.ones_like(x).cumsum(1))
+        return [output, *grads]
+
+    theirs, ours = both(step)
+    assert layout(ours) == layout(theirs)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_group_norm_with_a_bias_alone() -> None:
+    """Here torch has no derivative."""
+    x, bias = leaves(values(2, 4, 3), values(4))
+    with normext.enabled():
+        output = torch.group_norm(x, 2, None, bias)
+        (gradient,) = torch.autograd.grad(output, bias, torch.ones_like(output))
+    torch.testing.assert_close(gradient, torch.full([4], 6.0))
 
 
 # Running statistics
@@ -382,6 +432,18 @@ ELSEWHERE = {
         torch.ones(2, 4), None, None, torch.ones(4), None, False, 0.1, 1e-5
     ),
     "no eps": lambda: aten.native_batch_norm(torch.randn(9, 4), None, None, None, None, True, 0.1, 0.0),
+    "mixed group_norm": lambda: F.group_norm(torch.randn(2, 4), 1, torch.ones(4).double()),
+    "complex group_norm": lambda: F.group_norm(torch.ones(2, 4, dtype=torch.complex64), 2),
+    "meta group_norm": lambda: F.group_norm(torch.ones(2, 4, device="meta"), 2),
+    "no images": lambda: F.group_norm(torch.ones(0, 4, 3), 2, torch.ones(4), torch.zeros(4)),
+    "no pixels": lambda: torch.group_norm(torch.ones(2, 4, 0), 2, torch.ones(4), torch.zeros(4)),
+    "groups": lambda: F.group_norm(torch.ones(2, 4, 3), 3),
+    "group_norm's weight": lambda: torch.group_norm(torch.ones(2, 4, 3), 2, torch.ones(3)),
+    "not contiguous": lambda: aten.native_group_norm(torch.randn(2, 3, 4).mT, None, None, 2, 4, 3, 2, 1e-5),
+    "one row": lambda: aten.native_group_norm(torch.randn(2, 12), None, None, 2, 4, 3, 2, 1e-5),
+    "statistics of group_norm": lambda: aten.native_group_norm_backward(
+        torch.ones(2, 4), torch.ones(2, 4), torch.ones(1, 1), torch.ones(2, 1), None, 2, 4, 1, 1, [True, False, False]
+    ),
     "one dimension": lambda: aten.native_batch_norm(torch.ones(4), None, None, None, None, True, 0.1, 1e-5),
     "out": lambda: torch.native_layer_norm(torch.ones(2, 4), [4], None, None, 1e-5),
     "other statistics": lambda: aten.native_layer_norm_backward(

@@ -27,11 +27,12 @@ class Norms(nn.Module):
         self.convolution = nn.Conv2d(3, 4, 1)
         self.batch_norm = nn.BatchNorm2d(4)
         self.instance_norm = nn.InstanceNorm2d(4, affine=True)
+        self.group_norm = nn.GroupNorm(2, 4)
         self.layer_norm = nn.LayerNorm(5)
         self.rms_norm = nn.RMSNorm((5, 5))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.instance_norm(self.batch_norm(self.convolution(x)))
+        x = self.group_norm(self.instance_norm(self.batch_norm(self.convolution(x))).sin())
         return self.rms_norm(self.layer_norm(x).sin())
 
 

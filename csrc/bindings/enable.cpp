@@ -30,8 +30,9 @@ bool includes(Where places, Where place) { return (static_cast<uint8_t>(places) 
 
 const std::vector<Replacement>& table() {
   static const auto table = [] {
-    auto all = replace_row_norms();
-    for (auto& replacement : replace_channel_norms()) all.push_back(std::move(replacement));
+    std::vector<Replacement> all;
+    for (const auto& some : {replace_row_norms(), replace_channel_norms(), replace_group_norms()})
+      all.insert(all.end(), some.begin(), some.end());
     return all;
   }();
   return table;

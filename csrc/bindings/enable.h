@@ -62,6 +62,7 @@ Replacement replace(const char* norm, const char* name, const char* overload = "
 
 std::vector<Replacement> replace_row_norms();
 std::vector<Replacement> replace_channel_norms();
+std::vector<Replacement> replace_group_norms();
 
 // ------------------------------------------------------------------------------------------------ what kernels take
 inline bool takes_dtype(const Tensor& input) {

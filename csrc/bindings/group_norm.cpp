@@ -406,6 +406,15 @@ void check_instance_norm(const Tensor& input, const MaybeTensor& running_mean, c
   check_not_differentiated(running_mean, running_var, use_input_stats);
 }
 
+Forward group_norm_forward_kernel(const Tensor& input, int64_t num_groups, const MaybeTensor& weight,
+                                  const MaybeTensor& bias, double eps) {
+  return forward_kernel(input, num_groups, weight, bias, eps, std::nullopt, 0);
+}
+Gradients group_norm_backward_kernel(const Tensor& grad_output, const Tensor& input, int64_t num_groups,
+                                     const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, Mask mask) {
+  return backward_kernel(grad_output, input, num_groups, mean, rstd, weight, std::nullopt, 0, mask, std::nullopt, 0);
+}
+
 TORCH_LIBRARY_IMPL(normext, CompositeImplicitAutograd, m) {
   m.impl("group_norm", group_norm_composite);
   m.impl("instance_norm", instance_norm_composite);

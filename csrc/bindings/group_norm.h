@@ -17,4 +17,11 @@ void check_instance_norm(const Tensor& input, const MaybeTensor& running_mean, c
                          const MaybeTensor& weight, const MaybeTensor& bias, bool use_input_stats, double momentum,
                          double eps, ActivationName activation, double slope);
 
+// The kernels without an activation: no dispatcher, no derivative. Forward returns output, mean, rstd and variance.
+std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_forward_kernel(const Tensor& input, int64_t num_groups,
+                                                                     const MaybeTensor& weight, const MaybeTensor& bias,
+                                                                     double eps);
+Gradients group_norm_backward_kernel(const Tensor& grad_output, const Tensor& input, int64_t num_groups,
+                                     const Tensor& mean, const Tensor& rstd, const MaybeTensor& weight, Mask mask);
+
 }  // namespace normext
