@@ -1,5 +1,6 @@
 """What is measured: the shapes people use, in each dtype, layout and direction, and the bytes each must move."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ SWEEP = ("forward", "backward")
 
 # channels and side of every BatchNorm's input in ResNet-50, for images of 224x224
 RESNET50 = ((64, 112), (64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7))
+# and of GroupNorm's in the UNet of Stable Diffusion, for images of 512x512
+STABLE_DIFFUSION = ((320, 64), (640, 32), (1280, 16), (1280, 8), (2560, 8), (960, 64))
+GROUPS = 32
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Case:
     """One norm over one tensor, in several directions.
 
     Attributes:
-        norm: the name of a function of normext's.
+        norm: the name of a function of normext's, and of what a channel norm has fused with it: "group_norm + silu".
         group: what kind of shape this is; plots and sections of the table go by it.
         shape: the input's.
         dtype: the input's.
@@ -51,7 +55,7 @@ class Case:
     @property
     def is_row(self) -> bool:
         """Whether the norm is over the last dimensions."""
-        return self.norm != "batch_norm"
+        return "layer_norm" in self.norm or "rms_norm" in self.norm
 
     @property
     def has_bias(self) -> bool:
@@ -60,8 +64,8 @@ class Case:
 
     @property
     def adds(self) -> bool:
-        """Whether a residual is added before the norm."""
-        return self.norm.startswith("add_")
+        """Whether a residual is added before a row norm, or after BatchNorm."""
+        return self.norm.startswith("add_") or "+ add" in self.norm
 
     @property
     def adapts(self) -> bool:
@@ -99,25 +103,27 @@ class Case:
 
     @property
     def parameter_dtype(self) -> torch.dtype:
-        """The dtype of weight and bias: what a half-precision transformer and mixed-precision training use."""
-        return self.dtype if self.is_row else torch.float32
+        """The dtype of weight and bias: what half-precision models and mixed-precision training use."""
+        return self.dtype if self.is_row or self.norm.startswith("group_norm") else torch.float32
 
     def least_bytes(self, direction: str) -> int:
         """The bytes that any implementation must move to and from memory, however clever: the floor of the case.
 
         Forward reads input, weight and bias and writes output. Backward reads input, grad_output and weight and
-        writes three gradients. With a residual forward reads that and writes the sum too; backward reads two gradients
-        and the sum, and writes one that is both terms'.
+        writes three gradients. With a residual a row norm reads that and writes the sum too; backward reads two
+        gradients and the sum, and writes one that is both terms'. BatchNorm reads it, and writes a gradient of it. An
+        activation adds nothing.
 
-        Each is counted once: what is read again (BatchNorm's second pass over an input that
-        outgrows the cache), fetched only to be overwritten, or saved for backward (statistics) is left out.
+        Each is counted once: what is read again (a channel norm's second pass over an input that outgrows the cache),
+        fetched only to be overwritten, or saved for backward (statistics, an activation's signs) is left out.
         """
         tensor = math.prod(self.shape) * self.dtype.itemsize
         parameter = math.prod(self.parameter_shape) * self.parameter_dtype.itemsize
         touched = {"forward": 2, "evaluation": 2, "backward": 3, "both": 5}[direction]
-        biases = {"forward": 1, "evaluation": 1, "backward": 1, "both": 2}[direction]
-        residuals = {"forward": 2, "evaluation": 2, "backward": 1, "both": 3}[direction] if self.adds else 0
-        return touched * (tensor + parameter) + residuals * tensor - (0 if self.has_bias else biases * parameter)
+        passes = {"forward": 1, "evaluation": 1, "backward": 1, "both": 2}[direction]
+        sums = {"forward": 1, "evaluation": 1, "backward": 0, "both": 1}[direction] if self.is_row else 0
+        residuals = passes + sums if self.adds else 0
+        return touched * (tensor + parameter) + residuals * tensor - (0 if self.has_bias else passes * parameter)
 
     def leaves(self, device: str, gradients: bool) -> tuple[Tensor, ...]:
         """Input, residual, weight, and bias, as far as there are any; and whether gradients of them are wanted."""
@@ -126,10 +132,16 @@ class Case:
         def data(*shape: int) -> Tensor:
             return torch.randn(shape, device=device, generator=generator).to(self.dtype)
 
-        x = data(*self.shape[:-1], 3 * self.shape[-1])[..., : self.shape[-1]] if self.strided else data(*self.shape)
-        if self.channels_last:
-            x = x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-        residual = [data(*self.shape)] if self.adds else []
+        def laid_out() -> Tensor:
+            if self.strided:
+                return data(*self.shape[:-1], 3 * self.shape[-1])[..., : self.shape[-1]]
+            if self.channels_last:
+                layout = torch.channels_last if len(self.shape) == 4 else torch.channels_last_3d
+                return data(*self.shape).to(memory_format=layout)
+            return data(*self.shape)
+
+        x = laid_out()
+        residual = [laid_out()] if self.adds else []
         if self.adapts:
             scale, shift, *_ = data(self.shape[0], 6 * self.shape[-1]).chunk(6, dim=-1)
             return tuple(leaf.detach().requires_grad_(gradients) for leaf in (x, scale, shift))
@@ -141,16 +153,19 @@ class Case:
 
     def arguments(self, leaves: tuple[Tensor, ...], training: bool) -> tuple[object, ...]:
         """What ``torch.nn.functional``'s function takes. Each call returns new running statistics: they are updated."""
-        x, *parameters = leaves
         if self.adapts:
             return *leaves, EPS
-        if self.adds:
-            return *leaves[:2], list(self.parameter_shape), *leaves[2:], EPS
+        count = 2 if self.adds else 1
+        data, parameters = leaves[:count], leaves[count:]
         if self.is_row:
-            return x, list(self.parameter_shape), *parameters, EPS
-        running_mean = torch.zeros(self.parameter_shape, device=x.device)
-        running_var = torch.ones(self.parameter_shape, device=x.device)
-        return x, running_mean, running_var, *parameters, training, MOMENTUM, EPS
+            return *data, list(self.parameter_shape), *parameters, EPS
+        if self.norm.startswith("group_norm"):
+            return *data, GROUPS, *parameters, EPS
+        if self.norm.startswith("instance_norm"):
+            return *data, None, None, *parameters, True, MOMENTUM, EPS
+        running_mean = torch.zeros(self.parameter_shape, device=data[0].device)
+        running_var = torch.ones(self.parameter_shape, device=data[0].device)
+        return *data, running_mean, running_var, *parameters, training, MOMENTUM, EPS
 
 
 def _layer_norm_cpu() -> Iterator[Case]:
@@ -288,6 +303,32 @@ def _batch_norm_cpu() -> Iterator[Case]:
     yield case("tiny", 2, 8, 4, 4, quick=True)
 
 
+def _activated(device: str) -> Iterator[Case]:
+    """Channel norms with what follows them in models, and GroupNorm alone."""
+
+    def case(norm: str, group: str, *shape: int, **options: object) -> Case:
+        directions = TRAINING if device == "cpu" else SWEEP
+        return Case(norm, group, shape, **{"directions": directions, **options})  # type: ignore[arg-type]
+
+    layouts = (False, True)
+    for norm in ("group_norm", "group_norm + silu"):
+        for channels_last, batch, (channels, side) in itertools.product(layouts, (2, 8), STABLE_DIFFUSION):
+            first = batch == 2 and norm != "group_norm"
+            yield case(
+                norm, "Stable Diffusion", batch, channels, side, side, channels_last=channels_last,
+                quick=first and (channels, side) in ((320, 64), (1280, 16), (1280, 8)),
+                compiled=first and channels == 320,
+            )  # fmt: skip
+    norm = "instance_norm + leaky_relu"
+    for channels_last in layouts:
+        for channels, side in ((32, 128), (64, 64), (320, 8)):
+            yield case(
+                norm, "nnU-Net", 2, channels, side, side, side, channels_last=channels_last,
+                quick=channels != 32, compiled=channels == 320,
+            )  # fmt: skip
+        yield case(norm, "style transfer", 4, 64, 256, 256, channels_last=channels_last)
+
+
 def _batch_norm_cuda() -> Iterator[Case]:
     def case(group: str, *shape: int, **options: object) -> Case:
         directions = ("forward", "backward", "evaluation")
@@ -319,5 +360,5 @@ def _batch_norm_cuda() -> Iterator[Case]:
 def cases(device: str) -> list[Case]:
     """Every shape, in float32. Those of a GPU are larger: its L2 must not hold them."""
     if device == "cpu":
-        return [*_layer_norm_cpu(), *_rms_norm_cpu(), *_fused_cpu(), *_batch_norm_cpu()]
-    return [*_layer_norm_cuda(), *_rms_norm_cuda(), *_fused_cuda(), *_batch_norm_cuda()]
+        return [*_layer_norm_cpu(), *_rms_norm_cpu(), *_fused_cpu(), *_batch_norm_cpu(), *_activated(device)]
+    return [*_layer_norm_cuda(), *_rms_norm_cuda(), *_fused_cuda(), *_batch_norm_cuda(), *_activated(device)]

@@ -47,7 +47,19 @@ def _fused_by_hand() -> dict[str, Norm]:
         normalized = F.layer_norm(x, x.shape[-1:], eps=eps)
         return normalized * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
-    return {norm.__name__: norm for norm in (add_layer_norm, add_rms_norm, adaptive_layer_norm)}
+    # In place where models have it so.
+    def group_norm_silu(*arguments: Any) -> Tensor:
+        return F.silu(F.group_norm(*arguments))
+
+    def instance_norm_leaky_relu(*arguments: Any) -> Tensor:
+        return F.leaky_relu(F.instance_norm(*arguments), inplace=True)
+
+    norms = (add_layer_norm, add_rms_norm, adaptive_layer_norm)
+    return {
+        **{norm.__name__: norm for norm in norms},
+        "group_norm + silu": group_norm_silu,
+        "instance_norm + leaky_relu": instance_norm_leaky_relu,
+    }
 
 
 def _eager() -> dict[str, Norm]:
@@ -55,12 +67,17 @@ def _eager() -> dict[str, Norm]:
         "layer_norm": F.layer_norm,
         "rms_norm": F.rms_norm,
         "batch_norm": F.batch_norm,
+        "group_norm": F.group_norm,
         **_fused_by_hand(),
     }
 
 
 def _normext() -> dict[str, Norm]:
-    return {name: getattr(normext, name) for name in _eager()}
+    def norm(name: str) -> Norm:
+        function, *fused = name.split(" + ")
+        return functools.partial(getattr(normext, function), activation=fused[-1]) if fused else getattr(normext, name)
+
+    return {name: norm(name) for name in _eager()}
 
 
 def _compile() -> dict[str, Norm]:

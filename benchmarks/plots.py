@@ -23,6 +23,9 @@ NAMES = {
     "add_rms_norm": "residual + RMSNorm",
     "adaptive_layer_norm": "adaptive LayerNorm",
     "batch_norm": "BatchNorm",
+    "group_norm": "GroupNorm",
+    "group_norm + silu": "GroupNorm + SiLU",
+    "instance_norm + leaky_relu": "InstanceNorm + LeakyReLU",
 }
 SWEEPS = {  # the group of a norm that is over sizes, and what they are
     "layer_norm": ("row length", "row length (elements)"),
@@ -163,7 +166,7 @@ def draw(folder: Path, stem: str, run: Run) -> list[Path]:
                 figures["bandwidth"] = _bandwidth(swept, xlabel)
             for kind, figure in figures.items():
                 figure.suptitle(f"{name} on {hardware}, torch {where['torch']}", fontsize=10)
-                files.append(folder / f"{stem}-{norm}-{kind}.png")
+                files.append(folder / f"{stem}-{norm.replace(' + ', '-')}-{kind}.png")
                 figure.savefig(files[-1])
                 plt.close(figure)
     return files
