@@ -322,10 +322,12 @@ def _activated(device: str) -> Iterator[Case]:
     norm = "instance_norm + leaky_relu"
     for channels_last in layouts:
         for channels, side in ((32, 128), (64, 64), (320, 8)):
+            if channels == 32 and channels_last:
+                continue  # torch's takes ten seconds a call
+            last = channels == 320
             yield case(
-                norm, "nnU-Net", 2, channels, side, side, side, channels_last=channels_last,
-                quick=channels != 32, compiled=channels == 320,
-            )  # fmt: skip
+                norm, "nnU-Net", 2, channels, side, side, side, channels_last=channels_last, quick=last, compiled=last
+            )
         yield case(norm, "style transfer", 4, 64, 256, 256, channels_last=channels_last)
 
 

@@ -14,7 +14,8 @@ from benchmarks.results import COPY, Quartiles, Result, Run, digits
 METHOD = {
     "cpu": (
         "All contenders of a case run in one process on the same tensors, interleaved: one sample each per round, the "
-        f"order reversed from round to round, {timing.ROUNDS} rounds; a sample repeats its call for at least "
+        f"order reversed from round to round, {timing.ROUNDS} rounds, or {timing.FEWEST_ROUNDS} and as many as end in "
+        f"{timing.LONG_SECONDS:g} s; a sample repeats its call for at least "
         f"{timing.SAMPLE_SECONDS * 1e3:g} ms, after one call that is not timed. "
         "Figures are medians. The allocator keeps freed memory in the "
         "process. The copy moves as many bytes as the case must move at least, in the same rounds."

@@ -8,7 +8,8 @@ from collections.abc import Callable
 Call = Callable[[], object]
 Samples = dict[str, list[float]]
 
-ROUNDS = 15
+ROUNDS, FEWEST_ROUNDS = 15, 5
+LONG_SECONDS = 20.0  # after so many no further round begins
 SAMPLE_SECONDS = 3e-3  # a sample repeats its call until it lasts this long
 
 
@@ -37,13 +38,16 @@ def alternating(names: list[str], rounds: int) -> list[list[str]]:
 
 
 def interleaved(contenders: dict[str, Call]) -> Samples:
-    """Seconds per call of each contender, one sample a round."""
+    """Seconds per call of each contender, one sample a round; fewer rounds where calls take seconds."""
     loops = {name: _loops(call) for name, call in contenders.items()}
     samples: Samples = {name: [] for name in contenders}
     gc.collect()
     gc.disable()  # a collection would land in somebody's sample
     try:
-        for names in alternating(list(contenders), ROUNDS):
+        start = time.perf_counter()
+        for number, names in enumerate(alternating(list(contenders), ROUNDS)):
+            if number >= FEWEST_ROUNDS and time.perf_counter() - start > LONG_SECONDS:
+                break
             for name in names:
                 samples[name].append(_sample(contenders[name], loops[name]))
     finally:

@@ -1,5 +1,6 @@
 """What a benchmark writes of a run: as much as its tables and plots need, once more from the file alone."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -11,12 +12,13 @@ pytest.importorskip("matplotlib")
 
 from rich.console import Console
 
-from benchmarks import plots, record, report
-from benchmarks.cases import Case
+from benchmarks import peers, plots, record, report
+from benchmarks.cases import TRAINING, Case, cases
 from benchmarks.results import Result, Run, quartiles
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 KEPT = sorted(RESULTS.glob("*/*-full.json"))
+FUSED = {(case.norm, case.layout): case for case in cases("cpu") if " + " in case.norm}.values()
 WHERE: dict[str, object] = {
     "device": "cpu", "processor": "a processor", "threads": 2, "instruction_set": "avx2", "torch": "2.13.0",
     "normext": "0.1.0", "seconds": 1, "waited": 0.0,
@@ -37,6 +39,7 @@ def run() -> Run:
         Case("layer_norm", "images", (2, 3, 8, 8), normalized=3),
         Case("rms_norm", "tiny", (4, 64)),
         Case("batch_norm", "images", (2, 3, 8, 8), channels_last=True),
+        Case("group_norm + silu", "UNet", (2, 32, 8, 8)),
     ]
     seconds = quartiles({"copy": [1e-6, 2e-6, 3.123456e-6], "normext": [3e-6], "torch eager": [4e-6, 8e-6, 6e-6]})
     results = [Result(case, direction, seconds, {}) for case in cases for direction in ("forward", "backward")]
@@ -59,8 +62,33 @@ def test_plots_are_drawn_of_what_was_read(run: Run, tmp_path: Path) -> None:
     read = record.read(record.write(tmp_path / "run.json", run))
     drawn = [plot.name for plot in plots.draw(tmp_path, "run", read)]
     kinds = ("layer_norm-speedup", "layer_norm-bandwidth", "rms_norm-speedup", "batch_norm-speedup")
+    kinds += ("group_norm-silu-speedup",)
     assert drawn == [f"run-{kind}.png" for kind in kinds]
     assert all((tmp_path / name).stat().st_size for name in drawn)
+
+
+@pytest.mark.parametrize(
+    ("norm", "tensors"),  # that forward, backward and both move
+    [
+        ("rms_norm", (2, 3, 5)),
+        ("add_rms_norm", (4, 4, 8)),
+        ("batch_norm", (2, 3, 5)),
+        ("group_norm + silu", (2, 3, 5)),
+        ("instance_norm + leaky_relu", (2, 3, 5)),
+    ],
+)
+def test_least_bytes(norm: str, tensors: tuple[int, int, int]) -> None:
+    case = Case(norm, "check", (1024, 32, 64))
+    moved = [case.least_bytes(direction) / (1024 * 32 * 64 * 4) for direction in TRAINING]
+    assert moved == pytest.approx(tensors, rel=1e-3)
+
+
+@pytest.mark.parametrize("case", FUSED, ids=lambda case: f"{case.norm}-{case.layout}")
+def test_what_is_fused_is_what_torch_computes(case: Case) -> None:
+    case = dataclasses.replace(case, shape=(2, 64, *[3] * (len(case.shape) - 2)))
+    leaves = case.leaves("cpu", gradients=False)
+    results = [norms()[case.norm](*case.arguments(leaves, True)) for norms in (peers._normext, peers._eager)]
+    torch.testing.assert_close(results[0], results[1])
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.stem}")
