@@ -12,7 +12,7 @@ RUN := PATH="$(BIN):$$PATH"
 READY := $(VENV)/.ready
 endif
 
-.PHONY: bench test emu gpu-bench gpu-test gpu-develop lint format develop wheel docs clean
+.PHONY: bench test emu coverage gpu-bench gpu-test gpu-develop lint format develop wheel docs clean
 
 bench: develop
 	$(RUN) python3 -m benchmarks $(ARGS)
@@ -24,6 +24,16 @@ test: develop lint
 # nvcc makes of them.
 emu: develop
 	$(RUN) python3 -m pytest tests/emu tests/static $(ARGS)
+
+# Which lines of the Python package have run, to look at, in one process: minutes. With
+# CMAKE_ARGS=-DNORMEXT_COVERAGE=ON also which of the bindings, in a build of its own, which is the tree's until
+# the next `make develop`.
+coverage: develop
+	$(RUN) pip install --quiet coverage
+	find build -name '*.gcda' -delete
+	-$(RUN) python3 -m coverage run --source normext -m pytest -q $(addprefix --ignore tests/,cpp emu static) $(ARGS)
+	$(RUN) python3 -m coverage report --skip-covered --show-missing
+	$(RUN) python3 tests/line_counts.py build csrc/bindings
 
 # On a machine with an NVIDIA GPU: the same, built for that GPU, which fails where it cannot be.
 gpu-bench: gpu-develop
@@ -71,8 +81,11 @@ format: $(READY)
 	$(RUN) ruff format .
 	$(RUN) clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
+# For machines with the same Python and torch, from the build in build/; what it needs there is said at the end.
 wheel: $(READY)
-	$(RUN) python3 -m build --no-isolation
+	$(RUN) pip install --quiet auditwheel
+	$(RUN) python3 -m build --no-isolation --sdist --wheel
+	$(RUN) python3 -m building.wheel dist/*.whl
 
 # The site of docs/, in build/site. It is made of sources: nothing is built or imported for it.
 docs: $(READY)

@@ -12,15 +12,14 @@ That they find what they are for was tried with faults planted in the kernels, o
 - store_row() stores one element too many: AddressSanitizer.
 """
 
-import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from line_counts import line_counts
 from toolkit import PACKAGES, cuda_include
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,24 +63,8 @@ def test_with_sanitizers(outcomes: dict[str, subprocess.CompletedProcess[str]], 
 
 @pytest.mark.usefixtures("outcomes")
 def test_every_line_and_every_kernel_has_run() -> None:
-    lines: Counter[str] = Counter()
-    functions: Counter[str] = Counter()
-    for counts in FOLDER.rglob("*.gcda"):
-        report = subprocess.run(
-            [os.environ.get("GCOV", "gcov"), "--json-format", "--stdout", "--demangled-names", counts],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        for file in json.loads(report.stdout)["files"]:
-            path = Path(file["file"])
-            if ROOT / "csrc" / "cuda" not in path.parents:
-                continue
-            for line in file["lines"]:
-                lines[f"{path.name}:{line['line_number']}"] += line["count"]
-            for function in file["functions"]:
-                functions[function["demangled_name"]] += function["execution_count"]
+    lines, functions = line_counts(FOLDER, ROOT / "csrc" / "cuda")
     assert lines and functions
     print(f"{len(lines)} lines, {len(functions)} functions for a dtype and shape of launch, all of them run")
-    assert not [line for line, count in lines.items() if count == 0]
+    assert not [f"{path.name}:{number}" for (path, number), count in lines.items() if count == 0]
     assert not [function for function, count in functions.items() if count == 0]
