@@ -7,77 +7,24 @@ norms computed by these kernels. Fused with what people write around a norm ther
 :func:`add_rms_norm`, with their modules, and :func:`adaptive_layer_norm` and :func:`adaptive_rms_norm`.
 """
 
-from normext import _load, fusion, integrations, nested, running  # _load first: it loads the extension, or says why not
+from normext import (  # _load first: it loads the extension, or says why not
+    _load,
+    functional,
+    fusion,
+    integrations,
+    modules,
+    nested,
+    running,
+)
 from normext._version import __version__
 from normext.config import show_config
 from normext.conversion import convert, register, revert
 from normext.enabling import disable, enable, enabled
-from normext.functional import (
-    adaptive_layer_norm,
-    adaptive_rms_norm,
-    add_layer_norm,
-    add_rms_norm,
-    batch_norm,
-    group_norm,
-    instance_norm,
-    layer_norm,
-    rms_norm,
-)
-from normext.modules import (
-    AddLayerNorm,
-    AddRMSNorm,
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    GroupNorm,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    LayerNorm,
-    LazyBatchNorm1d,
-    LazyBatchNorm2d,
-    LazyBatchNorm3d,
-    LazyInstanceNorm1d,
-    LazyInstanceNorm2d,
-    LazyInstanceNorm3d,
-    RMSNorm,
-)
+from normext.functional import *  # noqa: F403  all of its __all__
+from normext.modules import *  # noqa: F403
 
-__all__ = [
-    "AddLayerNorm",
-    "AddRMSNorm",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "GroupNorm",
-    "InstanceNorm1d",
-    "InstanceNorm2d",
-    "InstanceNorm3d",
-    "LayerNorm",
-    "LazyBatchNorm1d",
-    "LazyBatchNorm2d",
-    "LazyBatchNorm3d",
-    "LazyInstanceNorm1d",
-    "LazyInstanceNorm2d",
-    "LazyInstanceNorm3d",
-    "RMSNorm",
-    "__version__",
-    "adaptive_layer_norm",
-    "adaptive_rms_norm",
-    "add_layer_norm",
-    "add_rms_norm",
-    "batch_norm",
-    "convert",
-    "disable",
-    "enable",
-    "enabled",
-    "group_norm",
-    "instance_norm",
-    "layer_norm",
-    "register",
-    "revert",
-    "rms_norm",
-    "show_config",
-]
+__all__ = ["__version__", "convert", "disable", "enable", "enabled", "register", "revert", "show_config"]
+__all__ += functional.__all__
+__all__ += modules.__all__
 
 del _load, fusion, integrations, nested, running
