@@ -17,21 +17,27 @@ struct Saved {
   Tensor input, weight, mean, rstd, bias = {};
 };
 
-// Norm has a kName, options that it shows to `collect`, and gradients(grad_output, saved, mask).
-template <class Norm>
+// Norm has a kName, options that it shows to `collect`, and gradients(grad_output, saved, mask). Its inputs are input,
+// weight and bias. With a residual after the input they are four, its results are output and sum, the sum is saved in
+// the input's place, and gradients() takes those of both results and returns all of them.
+template <class Norm, size_t kInputs>
 class NormNode : public torch::autograd::Node {
+  static constexpr bool kAdds = kInputs == 4;
+  using Wanted = std::array<bool, kInputs>;
+
  public:
   using variable_list = torch::autograd::variable_list;
 
   explicit NormNode(const Norm& norm) : norm_(norm) {}
 
+  // After the results have their history.
   void save(const Saved& s) {
-    saved_ = {{{s.input, false}, {s.weight, false}, {s.mean, false}, {s.rstd, false}, {s.bias, false}}};
+    saved_ = {{{s.input, kAdds}, {s.weight, false}, {s.mean, false}, {s.rstd, false}, {s.bias, false}}};
   }
 
   std::string name() const override { return Norm::kName; }
 
-  variable_list apply(variable_list&& grads) override { return gradients(norm_, grads[0], unpack(), mask()); }
+  variable_list apply(variable_list&& grads) override { return gradients(norm_, grads, unpack(), wanted()); }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -41,7 +47,7 @@ class NormNode : public torch::autograd::Node {
   // For compiled autograd: what a compiled graph depends on, and a call of a function without a node, which it records
   // on stand-ins for what was saved.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    for (const auto& variable : saved_) args.collect(variable, /*is_output=*/false);
+    for (const auto& variable : saved_) args.collect(variable, /*is_output=*/kAdds && &variable == saved_.data());
     norm_.collect(args);
   }
   variable_list apply_with_saved(const variable_list& grads,
@@ -49,7 +55,7 @@ class NormNode : public torch::autograd::Node {
     namespace compiled = torch::dynamo::autograd;
     for (auto& variable : saved_) swap.before(variable);
     const Saved saved = unpack();
-    const Mask wanted = mask();
+    const Wanted wanted = this->wanted();
     compiled::PackedArgs args;
     args.pack(variable_list{saved.input, saved.weight, saved.mean, saved.rstd, saved.bias});
     args.pack(std::vector<bool>(wanted.begin(), wanted.end()));
@@ -58,8 +64,10 @@ class NormNode : public torch::autograd::Node {
     const auto function = [norm = norm_](const variable_list& grads, const std::vector<at::IValue>& packed) {
       compiled::PackedArgs args(packed);
       const auto s = args.template unpack<variable_list>();
-      const auto wanted = args.template unpack<std::vector<bool>>();
-      return gradients(norm, grads[0], {s[0], s[1], s[2], s[3], s[4]}, {wanted[0], wanted[1], wanted[2]});
+      const auto flags = args.template unpack<std::vector<bool>>();
+      Wanted wanted;
+      std::copy(flags.begin(), flags.end(), wanted.begin());
+      return gradients(norm, grads, {s[0], s[1], s[2], s[3], s[4]}, wanted);
     };
     const auto& python = compiled::getPyCompilerInterface();
     const auto bound =
@@ -72,30 +80,37 @@ class NormNode : public torch::autograd::Node {
   }
 
  private:
-  static variable_list gradients(const Norm& norm, const Tensor& grad_output, const Saved& saved, Mask mask) {
-    if (!grad_output.defined()) return variable_list(3);
-    auto [input, weight, bias] = norm.gradients(grad_output, saved, mask);
-    return {std::move(input), std::move(weight), std::move(bias)};
+  static variable_list gradients(const Norm& norm, const variable_list& grads, const Saved& saved, Wanted wanted) {
+    if constexpr (kAdds) {
+      return norm.gradients(grads, saved, wanted);
+    } else {
+      if (!grads[0].defined()) return variable_list(kInputs);
+      auto [input, weight, bias] = norm.gradients(grads[0], saved, wanted);
+      return {std::move(input), std::move(weight), std::move(bias)};
+    }
   }
 
   Saved unpack() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return {saved_[0].unpack(), saved_[1].unpack(), saved_[2].unpack(), saved_[3].unpack(), saved_[4].unpack()};
+    return {saved_[0].unpack(kAdds ? getptr() : nullptr), saved_[1].unpack(), saved_[2].unpack(), saved_[3].unpack(),
+            saved_[4].unpack()};
   }
 
   // An absent weight or bias has no edge, and so no gradient.
-  Mask mask() const {
-    return {task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2)};
+  Wanted wanted() const {
+    Wanted wanted;
+    for (size_t i = 0; i < kInputs; ++i) wanted[i] = task_should_compute_output(i);
+    return wanted;
   }
 
   Norm norm_;
   std::array<torch::autograd::SavedVariable, 5> saved_;
 };
 
-// A node with edges to input, weight and bias, in the kind of pointer that this torch keeps nodes in.
-template <class Norm>
-auto make_node(const Norm& norm, const Tensor& input, const Tensor& weight, const Tensor& bias) {
-  using Node = NormNode<Norm>;
+// A node with edges to a norm's inputs, in the kind of pointer that this torch keeps nodes in.
+template <class Norm, class... Inputs>
+auto make_node(const Norm& norm, const Inputs&... inputs) {
+  using Node = NormNode<Norm, sizeof...(Inputs)>;
   const auto make = [&] {
     if constexpr (std::is_same_v<decltype(torch::autograd::Edge::function), std::shared_ptr<torch::autograd::Node>>)
       return std::shared_ptr<Node>(new Node(norm), [](Node* node) { deleteNode(node); });  // torch 2.11
@@ -103,7 +118,7 @@ auto make_node(const Norm& norm, const Tensor& input, const Tensor& weight, cons
       return c10::make_intrusive<Node>(norm);
   };
   auto node = make();
-  node->set_next_edges(torch::autograd::collect_next_edges(input, weight, bias));
+  node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
   return node;
 }
 

@@ -13,7 +13,8 @@ namespace normext {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// ------------------------------------------------------------------------------------------------ without a residual
+// ------------------------------------------------------------------------------------------------ of forward
+// One type for each norm: the engine, profilers and hooks tell nodes by name.
 template <RowNormKind kKind, RowStatistics kStatistics>
 struct RowNormDerivative {
   static constexpr const char* kNames[][2] = {{"LayerNormBackward", "RMSNormBackward"},
@@ -22,19 +23,38 @@ struct RowNormDerivative {
   static constexpr const char* kName = kNames[static_cast<int>(kKind)][static_cast<int>(kStatistics)];
   double eps, weight_offset;
   int64_t normalized_dims;
+  at::ScalarType dtype;  // the output's
 
-  Gradients gradients(const Tensor& grad_output, const Saved& s, Mask mask) const {
-    const auto normalized_shape = s.input.sym_sizes().slice(s.input.dim() - normalized_dims);
-    auto gradients =
-        call_backward({kKind, kStatistics, eps, weight_offset},
-                      {grad_output, {}, s.input, s.mean, s.rstd, s.weight, normalized_shape, s.input.scalar_type()},
-                      {mask[0], false, mask[1], mask[2]});
+  Gradients gradients(const Tensor& grad_output, const Saved& s, const Mask& mask) const {
+    auto gradients = call(grad_output, {}, s, {mask[0], false, mask[1], mask[2]});
     return {std::move(gradients.input), std::move(gradients.weight), std::move(gradients.bias)};
+  }
+  // With a residual: of input, residual, weight and bias. Where both terms are of one dtype, one tensor is the gradient
+  // of both.
+  variable_list gradients(const variable_list& grads, const Saved& s, const RowNormMask& mask) const {
+    const Tensor &grad_output = grads[0], &grad_sum = grads[1];
+    if (!grad_output.defined()) {
+      if (!grad_sum.defined()) return variable_list(4);
+      return {grad_sum.to(dtype), grad_sum, {}, {}};
+    }
+    const bool mixed = s.input.scalar_type() != dtype;
+    const RowNormMask apart{mask[0] || (mask[1] && !mixed), mask[1] && mixed, mask[2], mask[3]};
+    auto gradients = call(grad_output, grad_sum, s, apart);
+    return {gradients.input, mixed ? gradients.residual : gradients.input, gradients.weight, gradients.bias};
   }
   void collect(torch::dynamo::autograd::CompiledNodeArgs& args) const {
     args.collect(eps);
     args.collect(weight_offset);
     args.collect(normalized_dims);
+    args.collect(static_cast<int64_t>(dtype));
+  }
+
+ private:
+  RowNormGradients call(const Tensor& grad_output, const Tensor& grad_sum, const Saved& s,
+                        const RowNormMask& mask) const {
+    const auto normalized_shape = s.input.sym_sizes().slice(s.input.dim() - normalized_dims);
+    return call_backward({kKind, kStatistics, eps, weight_offset},
+                         {grad_output, grad_sum, s.input, s.mean, s.rstd, s.weight, normalized_shape, dtype}, mask);
   }
 };
 
@@ -44,17 +64,47 @@ static RowNormOutputs below_autograd(const RowNorm& norm, const RowNormInputs& i
 }
 
 template <RowNormKind kKind, RowStatistics kStatistics>
-static RowNormOutputs record_forward(const RowNorm& norm, const RowNormInputs& in) {
-  const RowNormDerivative<kKind, kStatistics> derivative{norm.eps, norm.weight_offset,
-                                                         static_cast<int64_t>(in.normalized_shape.size())};
-  const auto node = make_node(derivative, in.input, in.weight, in.bias);
+static RowNormOutputs record(const RowNorm& norm, const RowNormInputs& in) {
+  const RowNormDerivative<kKind, kStatistics> derivative{
+      norm.eps, norm.weight_offset, static_cast<int64_t>(in.normalized_shape.size()), in.input.scalar_type()};
+  const auto node = [&] {
+    if constexpr (kKind == RowNormKind::add)
+      return make_node(derivative, in.input, in.residual, in.weight, in.bias);
+    else
+      return make_node(derivative, in.input, in.weight, in.bias);
+  }();
   auto outputs = below_autograd(norm, in);
-  node->save({in.input, in.weight, outputs.mean, outputs.rstd});
   torch::autograd::set_history(outputs.output, node);
+  if (outputs.sum.defined()) torch::autograd::set_history(outputs.sum, node);
+  node->save({outputs.sum.defined() ? outputs.sum : in.input, in.weight, outputs.mean, outputs.rstd});
   return outputs;
 }
 
-// ------------------------------------------------------------------------------------------------ what functions save
+template <RowNormKind kKind>
+static RowNormOutputs record(const RowNorm& norm, const RowNormInputs& in) {
+  return norm.centered() ? record<kKind, RowStatistics::centered>(norm, in)
+                         : record<kKind, RowStatistics::uncentered>(norm, in);
+}
+
+RowNormOutputs forward_autograd(const RowNorm& norm, const RowNormInputs& in) {
+  if (!needs_autograd(norm.name(), in.input, in.residual, in.weight, in.bias)) return below_autograd(norm, in);
+  switch (norm.kind) {
+    case RowNormKind::add:
+      return record<RowNormKind::add>(norm, in);
+    case RowNormKind::adaptive:
+      return record<RowNormKind::adaptive>(norm, in);
+    default:
+      return record<RowNormKind::plain>(norm, in);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ of backward
+static Normalization normalization(const RowNorm& norm, const Tensor& input, int64_t normalized_dims) {
+  std::vector<int64_t> dim(normalized_dims);
+  std::iota(dim.begin(), dim.end(), input.dim() - normalized_dims);
+  return {input, dim, norm.eps, norm.centered()};
+}
+
 static void save(AutogradContext* ctx, const RowNorm& norm, int64_t normalized_dims) {
   ctx->saved_data["kind"] = static_cast<int64_t>(norm.kind);
   ctx->saved_data["statistics"] = static_cast<int64_t>(norm.statistics);
@@ -68,76 +118,6 @@ static RowNorm saved_norm(AutogradContext* ctx) {
   return {static_cast<RowNormKind>(ctx->saved_data["kind"].toInt()),
           static_cast<RowStatistics>(ctx->saved_data["statistics"].toInt()), ctx->saved_data["eps"].toDouble(),
           ctx->saved_data["weight_offset"].toDouble()};
-}
-
-// ------------------------------------------------------------------------------------------------ with a residual
-// Its results are output and sum. Statistics leave it by `out`: compiled autograd takes no results without a
-// derivative.
-struct AddNormFunction : torch::autograd::Function<AddNormFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& residual,
-                               const MaybeTensor& weight, const MaybeTensor& bias, const RowNorm& norm,
-                               c10::SymIntArrayRef normalized_shape, RowNormOutputs& out) {
-    out = below_autograd(norm, {input, residual, or_undefined(weight), or_undefined(bias), normalized_shape});
-    ctx->save_for_backward({out.sum, or_undefined(weight), out.mean, out.rstd});
-    ctx->saved_data["dtype"] = input.scalar_type();
-    ctx->saved_data["parameters"] = c10::List<bool>({weight.has_value(), bias.has_value()});
-    save(ctx, norm, static_cast<int64_t>(normalized_shape.size()));
-    return {out.output, out.sum};
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto dtype = ctx->saved_data["dtype"].toScalarType();
-    const Tensor &grad_output = grads[0], &grad_sum = grads[1];
-    if (!grad_output.defined()) {
-      if (!grad_sum.defined()) return variable_list(7);
-      return {grad_sum.to(dtype), grad_sum, {}, {}, {}, {}, {}};
-    }
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &sum = saved[0], &weight = saved[1], &mean = saved[2], &rstd = saved[3];
-    const auto normalized_shape = sum.sym_sizes().slice(sum.dim() - ctx->saved_data["normalized_dims"].toInt());
-    const bool mixed = sum.scalar_type() != dtype;
-    const auto gradients = call_backward(
-        saved_norm(ctx), {grad_output, grad_sum, sum, mean, rstd, weight, normalized_shape, dtype}, mask(ctx, mixed));
-    return {
-        gradients.input, mixed ? gradients.residual : gradients.input, gradients.weight, gradients.bias, {}, {}, {}};
-  }
-
- private:
-  // Absent parameters have no edge.
-  static RowNormMask mask(AutogradContext* ctx, bool mixed) {
-    const auto parameters = ctx->saved_data["parameters"].toBoolList();
-    const bool input = ctx->needs_input_grad(0), residual = ctx->needs_input_grad(1);
-    const bool weight = parameters[0] && ctx->needs_input_grad(2);
-    const bool bias = parameters[1] && ctx->needs_input_grad(parameters[0] ? 3 : 2);
-    return {input || (residual && !mixed), residual && mixed, weight, bias};
-  }
-};
-
-static RowNormOutputs record_add(const RowNorm& norm, const RowNormInputs& in) {
-  RowNormOutputs out;
-  const auto differentiable = AddNormFunction::apply(in.input, in.residual, or_none(in.weight), or_none(in.bias), norm,
-                                                     in.normalized_shape, out);
-  out.output = differentiable[0];
-  out.sum = differentiable[1];
-  return out;
-}
-
-RowNormOutputs forward_autograd(const RowNorm& norm, const RowNormInputs& in) {
-  if (!needs_autograd(norm.name(), in.input, in.residual, in.weight, in.bias)) return below_autograd(norm, in);
-  constexpr auto plain = RowNormKind::plain, adaptive = RowNormKind::adaptive;
-  constexpr auto centered = RowStatistics::centered, uncentered = RowStatistics::uncentered;
-  if (norm.kind == RowNormKind::add) return record_add(norm, in);
-  if (norm.adaptive())
-    return norm.centered() ? record_forward<adaptive, centered>(norm, in)
-                           : record_forward<adaptive, uncentered>(norm, in);
-  return norm.centered() ? record_forward<plain, centered>(norm, in) : record_forward<plain, uncentered>(norm, in);
-}
-
-// ------------------------------------------------------------------------------------------------ of backward
-static Normalization normalization(const RowNorm& norm, const Tensor& input, int64_t normalized_dims) {
-  std::vector<int64_t> dim(normalized_dims);
-  std::iota(dim.begin(), dim.end(), input.dim() - normalized_dims);
-  return {input, dim, norm.eps, norm.centered()};
 }
 
 struct RowNormBackwardFunction : torch::autograd::Function<RowNormBackwardFunction> {
