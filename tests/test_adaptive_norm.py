@@ -1,5 +1,7 @@
 """What adaptive norms have of their own: a scale and a shift for some rows each. The rest is in test_row_norms.py."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from inputs import DTYPE_PAIRS, assert_same, copies, dtype_name, values
@@ -54,20 +56,28 @@ def test_dtypes(backend: str, norm: RowNorm, pair: tuple, has_shift: bool) -> No
 
 
 def check(backend: str, norm: RowNorm, pair: tuple, shape: tuple, has_shift: bool) -> None:
-    """All of it against wide arithmetic."""
+    """All of it against wide arithmetic, of random numbers."""
     size, given, aligned = shape
     x, grad_output = (values(*size, dtype=pair[0], device=backend) for _ in range(2))
     scale = values(*given, dtype=pair[1], device=backend)
     shift = values(*given, dtype=pair[1], device=backend) if has_shift else None
-    inputs = [t.requires_grad_() for t in (x, scale, shift) if t is not None]
-    output = adaptive(norm, x, scale, shift)
-    found = torch.autograd.grad(output, inputs, grad_output)
-    view = [None if t is None else t.detach().view(aligned) for t in (scale, shift)]
-    expected = adaptive_norm(x.detach(), *view, EPS, grad_output, norm.centered)
+    check_gradients(norm, x, scale, shift, aligned, grad_output)
+
+
+def check_gradients(
+    norm: RowNorm, x: Tensor, scale: Tensor, shift: Tensor | None, aligned: Sequence[int], grad_output: Tensor
+) -> None:
+    """The output, and the gradient of all that is there. ``aligned`` is scale's shape in as many dimensions as x's."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, scale, shift)]
+    output = adaptive(norm, *leaves)
+    assert output.is_contiguous()
+    found = torch.autograd.grad(output, [t for t in leaves if t is not None], grad_output)
+    view = [None if t is None else t.reshape(aligned) for t in (scale, shift)]
+    expected = adaptive_norm(x, *view, EPS, grad_output, norm.centered)
     assert_close(output.detach(), expected.output)
     assert_close(found[0], expected.grad_input)
     for gradient, wanted in zip(found[1:], (expected.grad_weight, expected.grad_bias), strict=False):
-        assert gradient.shape == given
+        assert gradient.shape == scale.shape
         assert_close(gradient.reshape(wanted.value.shape), wanted)
 
 

@@ -1,6 +1,7 @@
 """What norms with a residual have of their own: the sum. The rest is in test_row_norms.py."""
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -50,19 +51,35 @@ def test_gradients(backend: str, norm: RowNorm, pair: tuple[torch.dtype, torch.d
     x, grad_output = (values(*size, dtype=pair[0], device=backend) for _ in range(2))
     residual, grad_sum = (values(*size, dtype=pair[1], device=backend) for _ in range(2))
     given = norm.parameters(size[1], dtype=pair[0], device=backend)
-    inputs = [t.requires_grad_() for t in (x, residual, *given) if t is not None]
-    output, total = add(norm, x, residual, *given)
-    assert (output.dtype, total.dtype) == pair
-    assert torch.equal(total, (x + residual).to(pair[1]))
-    found = torch.autograd.grad((output, total), inputs, (grad_output, grad_sum))
+    check_gradients(norm, x, residual, size[1:], given, (grad_output, grad_sum))
 
-    weight, bias = (None if t is None else t.detach() for t in given)
-    expected = norm.expected(total.detach().to(pair[1]), size[1:], weight, bias, EPS, grad_output)
-    assert_close(output.detach().to(pair[1]), widened(expected.output, *pair))
-    for gradient, dtype in zip(found[:2], pair, strict=True):
-        assert_close(gradient, plus(expected.grad_input, grad_sum, dtype))
-    for gradient, wanted in zip(found[2:], (expected.grad_weight, expected.grad_bias), strict=False):
-        assert_close(gradient, wanted)
+
+def check_gradients(
+    norm: RowNorm,
+    x: Tensor,
+    residual: Tensor,
+    normalized: Sequence[int],
+    given: Sequence[Tensor | None],
+    grads: tuple[Tensor, Tensor],
+) -> None:
+    """Output, sum, and the gradients of all that is there, against wide arithmetic."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, residual, *given)]
+    inputs = [t for t in leaves if t is not None]
+    output, total = getattr(normext, norm.name)(
+        *leaves[:2], normalized, *leaves[2 : 4 if norm.centered else 3], eps=EPS
+    )
+    assert (output.dtype, total.dtype) == (x.dtype, residual.dtype)
+    assert output.is_contiguous()
+    assert torch.equal(total, (x + residual).to(residual.dtype))
+    found = iter(torch.autograd.grad((output, total), inputs, grads))
+
+    expected = norm.expected(total.detach(), normalized, *given, EPS, grads[0])
+    assert_close(output.detach().to(total.dtype), widened(expected.output, x.dtype, total.dtype))
+    for leaf in (x, residual):
+        assert_close(next(found), plus(expected.grad_input, grads[1], leaf.dtype))
+    for leaf, wanted in zip(given, (expected.grad_weight, expected.grad_bias), strict=True):
+        if leaf is not None:
+            assert_close(next(found), wanted)
 
 
 def widened(expected: Expected, rounded: torch.dtype, held: torch.dtype) -> Expected:

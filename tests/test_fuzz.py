@@ -9,8 +9,10 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from inputs import DTYPE_PAIRS, gradients, leaves, parameters, running, values
-from norms import RowNorm, row_norms
+from norms import ADAPTIVE_NORMS, ADD_NORMS, RowNorm, norms, row_norms
 from reference import assert_close
+from test_adaptive_norm import check_gradients as check_adaptive_norm
+from test_add_norm import check_gradients as check_add_norm
 from torch import Tensor
 
 import normext
@@ -96,6 +98,50 @@ def test_row_norm(
     output = norm(inputs[0], normalized, *inputs[1:], weight_offset=weight_offset)
     assert output.is_contiguous()
     check(output, inputs, grad_output, expected)
+
+
+@norms(ADD_NORMS)
+@settings(fuzz, max_examples=40)
+@given(data=st.data(), pair=pairs, shape=shapes(1), affine=affines)
+def test_add_norm(
+    backend: str, norm: RowNorm, data: st.DataObject, pair: tuple, shape: list[int], affine: tuple
+) -> None:
+    """The pair is of the input and the residual."""
+    torch.manual_seed(0)
+    normalized = shape[-data.draw(st.integers(1, len(shape)), "normalized dimensions") :]
+    assume(0 not in shape)
+    x, grad_output, residual, grad_sum = (
+        data.draw(layouts(len(shape)), name)(values(*shape, dtype=dtype, device=backend))
+        for name, dtype in zip(
+            ("input", "grad_output", "residual", "grad_sum"), (pair[0], pair[0], pair[1], pair[1]), strict=True
+        )
+    )
+    given = norm.parameters(*normalized, affine=affine, dtype=pair[0], device=backend)
+    check_add_norm(norm, x, residual, normalized, given, (grad_output, grad_sum))
+
+
+@norms(ADAPTIVE_NORMS)
+@settings(fuzz, max_examples=40)
+@given(data=st.data(), pair=pairs, shape=shapes(1), has_shift=st.booleans())
+def test_adaptive_norm(
+    backend: str, norm: RowNorm, data: st.DataObject, pair: tuple, shape: list[int], has_shift: bool
+) -> None:
+    """Scale and shift along some of the first dimensions: none, a sample's, a token's."""
+    torch.manual_seed(0)
+    assume(0 not in shape)
+    leading = data.draw(st.integers(0, len(shape) - 1), "dimensions of scale before the last")
+    along = data.draw(st.tuples(*[st.sampled_from([True, True, False])] * leading), "whether it varies along them")
+    given = [size if varies else 1 for size, varies in zip(shape, along, strict=False)] + shape[-1:]
+    x, grad_output = (
+        data.draw(layouts(len(shape)), name)(values(*shape, dtype=pair[0], device=backend))
+        for name in ("input", "grad_output")
+    )
+    scale, shift = (
+        data.draw(layouts(len(given)), name)(values(*given, dtype=pair[1], device=backend))
+        for name in ("scale", "shift")
+    )
+    aligned = given[:-1] + [1] * (len(shape) - len(given)) + given[-1:]
+    check_adaptive_norm(norm, x, scale, shift if has_shift or norm.centered else None, aligned, grad_output)
 
 
 @fuzz

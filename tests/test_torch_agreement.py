@@ -114,6 +114,78 @@ def test_error_inputs(device: str) -> None:
             normext.layer_norm(sample.input, *sample.args)
 
 
+# What torch has as several operations, on the samples of the norm among them: by name, that norm, what to make of the
+# arguments of its samples, and the operations. A sum of equal terms is exact in half types, too.
+
+
+def add_by_hand(norm: Callable) -> Callable:
+    """A residual, then the norm."""
+
+    def add_norm(x: Tensor, residual: Tensor, *arguments: object, **options: object) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return norm(total, *arguments, **options), total
+
+    return add_norm
+
+
+def adaptive_by_hand(norm: Callable) -> Callable:
+    """The norm, then a scale and a shift of the first dimensions."""
+
+    def adaptive_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        shape = [*scale.shape[:-1], *[1] * (x.dim() - scale.dim()), scale.shape[-1]]
+        return norm(x, x.shape[-1:], eps=1e-5) * (1 + scale.view(shape)) + shift.view(shape)
+
+    return adaptive_norm
+
+
+def with_residual(x: Tensor, *arguments: object) -> list[object]:
+    """The residual is what the input is."""
+    return [x, x.detach().clone().requires_grad_(x.requires_grad), *arguments]
+
+
+def with_modulation(x: Tensor, *_: object) -> list[object]:
+    """Parts of the input: for each sample where there are samples, for each token where there are no more."""
+    parts = x.detach()[(slice(None), *[0] * (x.dim() - 2))] if x.dim() > 1 else x.detach()
+    return [x, *(part.clone().requires_grad_(x.requires_grad) for part in (parts, -parts))]
+
+
+FUSED = {
+    "add_layer_norm": (F.layer_norm, with_residual, add_by_hand),
+    "add_rms_norm": (F.rms_norm, with_residual, add_by_hand),
+    "adaptive_layer_norm": (F.layer_norm, with_modulation, adaptive_by_hand),
+    "adaptive_rms_norm": (F.rms_norm, with_modulation, adaptive_by_hand),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+@dtypes
+def test_samples_of_fused_norms(device: str, dtype: torch.dtype, name: str) -> None:
+    norm, given, by_hand = FUSED[name]
+    (info,) = (info for info in OP_INFOS if info.name == f"nn.functional.{norm.__name__}")
+    fused = getattr(normext, name)
+    for sample in info.sample_inputs(device, dtype, requires_grad=True):
+        arguments = given(sample.input, *sample.args)
+        options = sample.kwargs if given is with_residual else {"eps": 1e-5}
+        theirs = run(
+            by_hand(norm),
+            copy.deepcopy([on_cpu(widened(a)) for a in arguments]),
+            {name: on_cpu(widened(value)) for name, value in sample.kwargs.items()} if given is with_residual else {},
+        )
+        ours = run(fused, copy.deepcopy(arguments), options)
+        assert ours[0].dtype == dtype
+        torch.testing.assert_close(
+            ours, theirs, equal_nan=True, check_dtype=False, check_device=False, **TOLERANCE[dtype]
+        )
+
+
+def test_error_inputs_with_a_residual(device: str) -> None:
+    (info,) = (info for info in OP_INFOS if info.name == "native_layer_norm")
+    for error in info.error_inputs(device):
+        sample = error.sample_input
+        with pytest.raises(error.error_type, match=error.error_regex):
+            normext.add_layer_norm(*with_residual(sample.input, *sample.args))
+
+
 # Errors: arguments that torch refuses, and the part of its message to be found in ours
 
 
@@ -480,6 +552,33 @@ def test_modules(device: str, dtype: torch.dtype, training: bool, info: object) 
         torch.testing.assert_close(*results, check_dtype=False, **TOLERANCE[dtype])
         assert repr(ours) == repr(theirs)
         assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+@dtypes
+def test_modules_with_a_residual(device: str, dtype: torch.dtype, name: str) -> None:
+    """As torch's module, of twice the input."""
+    infos = [info for info in MODULE_INFOS if info.module_cls.__name__ == name]
+    for info in infos:
+        for sample in info.module_inputs_func(info, device=device, dtype=dtype, requires_grad=True, training=True):
+            theirs = twins(info, sample)[1].to(device, dtype)
+            shake(theirs)
+            given = sample.constructor_input
+            ours = getattr(normext, f"Add{name}")(*given.args, **given.kwargs).to(device, dtype)
+            ours.load_state_dict(theirs.state_dict())
+            theirs.to(torch.float32 if dtype in HALF else dtype)
+            x = sample.forward_input.args[0].detach()
+            wide = widened(x.requires_grad_())
+            output, total = ours(x, x)
+            expected = theirs(wide + wide)
+            for result in (output, expected):
+                result.backward(slope(result))
+            results = [
+                [result, leaf.grad, *(p.grad for p in module.parameters())]
+                for result, leaf, module in ((output, x, ours), (expected, wide, theirs))
+            ]
+            assert torch.equal(total, x + x)
+            torch.testing.assert_close(*results, check_dtype=False, **TOLERANCE[dtype])
 
 
 @module_infos
