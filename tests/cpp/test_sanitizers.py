@@ -10,36 +10,17 @@ into it:
 """
 
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import ROOT, run, run_checks, skip_without
 
 from normext._C import supported_isas
 
-ROOT = Path(__file__).resolve().parents[2]
 
-# cmake and ninja may stand beside this Python without being on the path.
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "TSAN_OPTIONS": "halt_on_error=1",
-}
-
-
-def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-
-
-def skip_without(sanitizers: str, folder: Path) -> None:
+def skip_without_means(sanitizers: str, folder: Path) -> None:
     """Skips unless the compiler can build, and this machine run, an empty program with the sanitizers."""
-    for tool in ("cmake", "ninja"):
-        if not shutil.which(tool, path=ENVIRONMENT["PATH"]):
-            pytest.skip(f"{tool} not found: pip install {tool}")
+    skip_without("cmake", "ninja")
     source, program = folder / "empty.cpp", folder / "empty"
     source.write_text("int main() {}\n")
     build = run(os.environ.get("CXX", "c++"), f"-fsanitize={sanitizers}", source, "-o", program)
@@ -60,14 +41,6 @@ CASES += [pytest.param("address,undefined", isa, marks=pytest.mark.slow) for isa
 
 @pytest.mark.parametrize(("sanitizers", "isa"), CASES)
 def test_kernels(sanitizers: str, isa: str, tmp_path: Path) -> None:
-    skip_without(sanitizers, tmp_path)
+    skip_without_means(sanitizers, tmp_path)
     folder = ROOT / "build" / f"sanitize-{sanitizers.replace(',', '-')}-{isa}"
-    options = [f"-DNORMEXT_SANITIZE={sanitizers}", f"-DNORMEXT_CHECKED_ISA={isa}"]
-    for command in (
-        ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options],
-        ["cmake", "--build", folder, "--target", "cpu_checks"],
-        [folder / "cpu_checks", f"{isa}, "],
-    ):
-        result = run(*command)
-        assert result.returncode == 0, f"{command[0]} failed:\n{result.stdout[-8000:]}"
-    assert " 0 runs" not in result.stdout
+    run_checks(folder, [f"-DNORMEXT_SANITIZE={sanitizers}", f"-DNORMEXT_CHECKED_ISA={isa}"], "checks", f"{isa}, ")
