@@ -26,9 +26,11 @@ extern const int64_t kLarge;
 struct RowNormShape {
   int64_t rows, columns;
   bool every_norm = true;  // else LayerNorm alone, for the sake of time: what it is for is common to both
+  int64_t size = 0;        // of the dtypes that the shape is for, in bytes; all of them if 0
 };
 std::vector<RowNormShape> row_norm_shapes();
-std::vector<int64_t> columns_of_sums();  // of aligned rows of input + residual, beside the shapes of row_kinds.h
+// Of aligned rows of input + residual, beside the shapes of row_kinds.h.
+std::vector<int64_t> columns_of_sums(DType data, DType sum);
 std::vector<ChannelNormShape> batch_norm_shapes();
 
 // For GroupNorm, and for BatchNorm with what may follow it.

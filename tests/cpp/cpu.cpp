@@ -82,7 +82,7 @@ template void run(const BatchNormUpdate&);
 template void run(const GroupNormForward&);
 template void run(const GroupNormBackward&);
 
-std::vector<int64_t> columns_of_sums() { return {}; }
+std::vector<int64_t> columns_of_sums(DType, DType) { return {}; }
 
 std::vector<RowNormShape> row_norm_shapes() {
   std::vector<RowNormShape> shapes;

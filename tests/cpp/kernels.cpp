@@ -186,6 +186,7 @@ void test_row_norm(const RowNorm& norm, const RowNormShape& shape) {
   // An offset is the same code with one addition: of many rows, of the longest, and of some others.
   if (norm.weight_offset != 0 && axes.elements < 10 * kLarge && (axes.elements >= kLarge || rows < 3)) return;
   for (const DTypes& t : kDTypes) {
+    if (shape.size && shape.size != size_of(t.data)) continue;
     test_row_norm_forward(norm, rows, columns, t, 1);
     test_backward(text(norm, "backward", rows, columns, t), axes, t, true, norm.weight_offset,
                   [&](auto* grad_output, auto* input, auto* mean, auto* rstd, auto* weight, auto* grad_input,
