@@ -1,5 +1,6 @@
 // group_norm.cpp -- GroupNorm on the CPU, and InstanceNorm, which is GroupNorm with a channel to a group: sums per
-// group forward and per channel backward, then one affine map per channel. groups.h says how work is cut and walked.
+// group forward and per channel backward, then one affine map per channel. What is computed is the same in every
+// layout; groups.h knows how channels_last data and planes are cut and walked.
 #include "cpu/channels/arrays.h"
 #include "cpu/channels/groups.h"
 #include "cpu/channels/maps.h"
