@@ -26,6 +26,14 @@ constexpr DTypes kDTypes[] = {
 inline std::string only;     // settings with this in their name; all of them if empty
 inline std::string current;  // the case and the run, for reports: the sanitizers' know only the code
 inline int64_t runs = 0, wrong = 0, cases = 0;
+inline int64_t every = 1;  // one case of so many is tested
+
+// Whether the next case is not to be tested: then it has been counted.
+inline bool skips_next() {
+  if (cases % every == 0) return false;
+  ++cases;
+  return true;
+}
 
 inline void print_current() { std::fprintf(stderr, "while running %s\n", current.c_str()); }
 

@@ -220,7 +220,8 @@ inline void test_row_kinds() {
   for (const RowKind& kind : kRowKinds) {
     for (const DTypes& t : kDTypes) {
       if (kind.residual == Residual::wide && !is_half(t.data)) continue;
-      for (const auto& [rows, columns] : kShapes) RowKindCase(kind, rows, columns, t, cases % 2 == 1).test();
+      for (const auto& [rows, columns] : kShapes)
+        if (!skips_next()) RowKindCase(kind, rows, columns, t, cases % 2 == 1).test();
       if (kind.residual == Residual::none || kind.rows_per_line) continue;
       for (const int64_t columns : columns_of_sums(t.data, kind.residual == Residual::wide ? DType::float32 : t.data)) {
         RowKind dense = kind;
