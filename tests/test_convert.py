@@ -138,9 +138,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
 class GroupNormAct(nn.GroupNorm):
     __module__ = "timm.layers.norm_act"
 
-    def __init__(self, groups: int, size: int) -> None:
+    def __init__(self, groups: int, size: int, act: type[nn.Module] = nn.SiLU) -> None:
         super().__init__(groups, size)
-        self.drop, self.act = nn.Identity(), nn.SiLU()
+        self.drop, self.act = nn.Identity(), act()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)))
@@ -302,6 +302,23 @@ def test_copies_and_pickles(make: Callable[[], nn.Module]) -> None:
         torch.testing.assert_close(twin(x), model(x))
         assert type(normext.revert(twin)[0]) is cls
     assert by_normext(model, x)
+
+
+class DtypeRMSNorm(nn.Module):
+    """Its epsilon is the dtype's."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).rsqrt()
+
+
+def test_what_a_module_rounds_is_no_difference() -> None:
+    """Groups of two values lose more digits in torch's float32 than any other norm."""
+    assert not normext.convert(GroupNormAct(32, 64, nn.Identity)).left
+    assert not normext.convert(DtypeRMSNorm(16)).converted
 
 
 def test_models_without_data_are_converted() -> None:
