@@ -11,4 +11,7 @@ machine.py      where: processor, versions, commit
 record.py       the file of a run: a line a case
 report.py       the tables; python -m benchmarks.report draws those, and the plots, of a run that was written
 plots.py        the plots
+
+``python -m benchmarks.training``: what a step of training takes with normext, and without; models.py has the networks.
+``python -m benchmarks.losses``: a ResNet-50 with normext's norms and one with torch's learn alike, on a GPU.
 """

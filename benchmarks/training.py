@@ -1,165 +1,150 @@
-"""Trains a ResNet-50 with normext's BatchNorm and one with torch's: both losses, and what a step takes.
+"""What a step of training takes: by torch, under enable(), after convert(), and after convert(fuse=True).
 
-    python -m benchmarks.training  # on a machine with a GPU
+    python -m benchmarks.training  # on the CPU, some minutes; with --device cuda on a GPU
 
-Images are noise around a pattern of their class, so there is something to learn. Both networks start from the same
-weights, see the same batches and share all but their norms: in eager mode, under torch.compile, and as a CUDA graph.
+Forward, backward and SGD of the networks in models.py, in eager mode and under torch.compile, where enable() has no
+effect. All ways of a mode are in one process, each with a copy of the network, and take their steps in turn.
 """
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import normext
 from benchmarks import machine, record
-from benchmarks.peers import EAGER, NORMEXT
-from benchmarks.results import digits, quartiles
+from benchmarks.__main__ import keep_freed_memory
+from benchmarks.models import NETWORKS, Network
+from benchmarks.results import Quartiles, quartiles
+from benchmarks.timing import alternating
 
-NORMS: dict[str, type[nn.Module]] = {NORMEXT: normext.BatchNorm2d, EAGER: nn.BatchNorm2d}
-CLASSES, SIDE = 100, 224
-WARMUP = 5  # steps that are not timed: torch.compile compiles, cuDNN chooses
-
-Step = Callable[[Tensor, Tensor], Tensor]
-
-
-class Bottleneck(nn.Module):
-    """He et al., "Deep Residual Learning for Image Recognition", 2016, figure 5, with the stride in the middle."""
-
-    def __init__(self, norm: type[nn.Module], inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = 4 * width
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, width, 1, bias=False), norm(width), nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, stride, padding=1, bias=False), norm(width), nn.ReLU(inplace=True),
-            nn.Conv2d(width, outputs, 1, bias=False), norm(outputs),
-        )  # fmt: skip
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.shortcut(x))
+TORCH, ENABLE, CONVERT, FUSE = "torch", "enable()", "convert()", "convert(fuse=True)"
+WAYS = {"eager": (TORCH, ENABLE, CONVERT, FUSE), "compile": (TORCH, CONVERT, FUSE)}
+WARMUP, ROUNDS = 2, 15
+SECONDS = 8.0  # for all ways of a network and mode, after which no further round begins; there are three at least
 
 
-def resnet50(norm: type[nn.Module]) -> nn.Module:
-    """The network of the paper's table 1, with that norm in all its 53 places."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), norm(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)
-    ]  # fmt: skip
-    inputs = 64
-    for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        for block in range(blocks):
-            layers.append(Bottleneck(norm, inputs, width, stride if block == 0 else 1))
-            inputs = 4 * width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES))
+def way_of(name: str, network: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
+    """A copy of the network as that way has it."""
+    model = copy.deepcopy(network)
+    if name in (CONVERT, FUSE):
+        normext.convert(model, fuse=name == FUSE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    function = torch.compile(model) if mode == "compile" else model
 
-
-def batches(count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Images [count, size, 3, side, side] and their classes [count, size]."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    patterns = torch.randn(CLASSES, 3, SIDE // 32, SIDE // 32, device="cuda", generator=generator)
-    classes = torch.randint(CLASSES, (count, size), device="cuda", generator=generator)
-    images = F.interpolate(patterns[classes.flatten()], scale_factor=32)
-    images = images + torch.randn(images.shape, device="cuda", generator=generator)
-    return images.view(count, size, 3, SIDE, SIDE), classes
-
-
-def eager(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
-    """One step of training with automatic mixed precision; returns the loss."""
-
-    def step(images: Tensor, classes: Tensor) -> Tensor:
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = F.cross_entropy(model(images), classes)
+    def step(x: Tensor) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda):
+            loss = function(x).float().square().mean()  # type: ignore[operator]
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         return loss.detach()
 
     return step
 
 
-def graph(step: Step, images: Tensor, classes: Tensor) -> Step:
-    """The step, captured: a call copies its batch to where the graph reads it."""
-    images, classes = images.clone(), classes.clone()
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured, stream=torch.cuda.current_stream()):
-        loss = step(images, classes)
-
-    def replay(new_images: Tensor, new_classes: Tensor) -> Tensor:
-        images.copy_(new_images)
-        classes.copy_(new_classes)
-        captured.replay()
-        return loss.clone()
-
-    return replay
+def timed(step: Callable[[Tensor], Tensor], x: Tensor, name: str) -> float:
+    """Seconds of a step."""
+    with normext.enabled() if name == ENABLE else contextlib.nullcontext():
+        wait(x)
+        start = time.perf_counter()
+        step(x)
+        wait(x)
+        return time.perf_counter() - start
 
 
-def train(name: str, mode: str, images: Tensor, classes: Tensor) -> tuple[list[float], list[float]]:
-    """The losses of all steps, and the seconds of those after the warm-up."""
+def wait(x: Tensor) -> None:
+    """For what a GPU has been given."""
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def measure(network: Network, mode: str, device: str) -> dict[str, Quartiles]:
+    """Quartiles of the seconds of a step, by way."""
     torch.manual_seed(0)
-    model = resnet50(NORMS[name]).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    step = eager(torch.compile(model) if mode == "compile" else model, optimizer)  # type: ignore[arg-type]
-    losses, events = [], []
-    for number in range(len(images)):
-        if number == WARMUP:
-            torch.cuda.synchronize()
-            if mode == "graph":
-                step = graph(step, images[0], classes[0])
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        losses.append(step(images[number], classes[number]))
-        end.record()
-        events.append((start, end))
-    torch.cuda.synchronize()
-    seconds = [start.elapsed_time(end) / 1e3 for start, end in events[WARMUP:]]
-    return torch.stack(losses).tolist(), seconds
+    torch._dynamo.reset()
+    model, x = network.make[device]().to(device), torch.randn(network.shape[device], device=device)
+    if x.is_cuda and x.dim() == 4:
+        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ways = {name: way_of(name, model, mode) for name in WAYS[mode]}
+    for name, step in ways.items():
+        for _ in range(WARMUP):
+            timed(step, x, name)
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    start = time.perf_counter()
+    for number, names in enumerate(alternating(list(ways), ROUNDS)):
+        if number >= 3 and time.perf_counter() - start > SECONDS:
+            break
+        for name in names:
+            samples[name].append(timed(ways[name], x, name))
+    return quartiles(samples)
+
+
+Found = dict[tuple[str, str], dict[str, Quartiles]]  # by network and mode
+
+
+def shown(found: Found) -> Table:
+    """Milliseconds of torch, and the time of torch over that of each way."""
+    table = Table("network", "mode", "torch, ms", *(f"torch / {name}" for name in WAYS["eager"][1:]))
+    for (network, mode), steps in found.items():
+        cells = [ratio(steps, name) for name in WAYS["eager"][1:]]
+        table.add_row(network, mode, f"{steps[TORCH][1] * 1e3:.1f}", *cells)
+    return table
+
+
+def ratio(steps: dict[str, Quartiles], name: str) -> str:
+    """The time of torch over that way's."""
+    return f"{steps[TORCH][1] / steps[name][1]:.2f}" if name in steps else "-"
+
+
+def rows(found: Found) -> Iterator[str]:
+    """The README's table: a column a network."""
+    networks = list(dict.fromkeys(network for network, _ in found))
+    yield f"| | {' | '.join(networks)} |"
+    yield "|---" * (len(networks) + 1) + "|"
+    for mode, name in (("eager", ENABLE), ("eager", CONVERT), ("eager", FUSE), ("compile", FUSE)):
+        cells = (ratio(found[network, mode], name) if (network, mode) in found else "-" for network in networks)
+        yield f"| `{name}`{', compiled' if mode == 'compile' else ''} | {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Trains in all modes, prints the table, and writes the figures."""
+    """Measures, prints the tables, and writes the figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--mode", choices=list(WAYS), nargs="+", default=list(WAYS))
+    parser.add_argument("--network", choices=[n.name for n in NETWORKS], nargs="+", default=[n.name for n in NETWORKS])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("training needs a CUDA GPU, and torch finds none")
-    torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
-    images, classes = batches(arguments.steps, arguments.batch)
-    images = images.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
-
-    where = machine.describe("cuda")
+    where, began, waited = machine.describe(arguments.device), time.perf_counter(), machine.waited()
     folder = arguments.output / machine.slug(where)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{str(where['date'])[:16].replace(':', '')}-training.json"
-    method = f"ResNet-50, {SIDE}x{SIDE}, batch {arguments.batch}, channels_last, autocast to bfloat16, SGD; CUDA events"
-    table = Table("mode", "normext, ms", "torch, ms", "torch / normext", "last losses", "losses apart by")
-    runs: list[dict[str, object]] = []
-    for mode in ("eager", "graph", "compile"):
-        torch._dynamo.reset()
-        results = {name: train(name, mode, images, classes) for name in NORMS}
-        (ours, our_seconds), (theirs, their_seconds) = results[NORMEXT], results[EAGER]
-        steps = quartiles({NORMEXT: our_seconds, EAGER: their_seconds})
-        times = steps[NORMEXT][1], steps[EAGER][1]
-        apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-        table.add_row(
-            mode, f"{times[0] * 1e3:.2f}", f"{times[1] * 1e3:.2f}", f"{times[1] / times[0]:.3f}",
-            f"{ours[-1]:.3f}, {theirs[-1]:.3f}", f"{apart:.3f}",
-        )  # fmt: skip
-        losses = {name: [digits(loss) for loss in losses] for name, (losses, _) in results.items()}
-        runs.append({"mode": mode, "microseconds": record.microseconds(steps), "losses": losses})
-        path.write_text(record.document({"machine": where, "method": method, "figures": record.FIGURES, "runs": runs}))
+    method = f"forward, backward and SGD; up to {ROUNDS} rounds, of a step each way, or as many as {SECONDS:g} s take"
     console = Console(width=110)
-    console.print(table)
-    console.print(f"wrote {path}", soft_wrap=True)
+    found: Found = {}
+    runs = []
+    for network in NETWORKS:
+        for mode in arguments.mode if network.name in arguments.network else ():
+            figures = found[network.name, mode] = measure(network, mode, arguments.device)
+            steps = record.microseconds(figures)
+            runs.append(
+                {"network": network.name, "mode": mode, "batch": network.shape[arguments.device], "microseconds": steps}
+            )
+            where |= {"seconds": round(time.perf_counter() - began), "waited": round(machine.waited() - waited, 2)}
+            written = {"machine": where, "method": method, "figures": record.FIGURES, "runs": runs}
+            path.write_text(record.document(written))
+            console.print(network.name, mode, *(f"{way} {s[1] * 1e3:.1f} ms" for way, s in figures.items()), sep=", ")
+    console.print(shown(found))
+    console.print("\n".join(rows(found)), f"wrote {path}", sep="\n", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -12,8 +12,10 @@ pytest.importorskip("matplotlib")
 
 from rich.console import Console
 
-from benchmarks import peers, plots, record, report
+import normext
+from benchmarks import models, peers, plots, record, report, training
 from benchmarks.cases import TRAINING, Case, cases
+from benchmarks.models import Network
 from benchmarks.results import Result, Run, quartiles
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -97,3 +99,24 @@ def test_kept_results_are_complete(path: Path) -> None:
     assert run.where["commit"] and run.where["torch"]
     assert all({"copy", "normext", "torch eager"} <= set(result.seconds) for result in run.results)
     assert "overall" in tables(run)
+
+
+def test_a_step_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way takes it, converts what there is, and computes what torch does."""
+    small = Network("small", {"cpu": lambda: models.unet((32, 32))}, {"cpu": (1, 4, 8, 8)})
+    monkeypatch.setattr(training, "SECONDS", 0.0)
+    found = {("small", "eager"): training.measure(small, "eager", "cpu")}
+    assert list(found["small", "eager"]) == list(training.WAYS["eager"])
+    assert [line.count("|") for line in training.rows(found)] == [3] * 6
+    losses = [training.way_of(way, small.make["cpu"](), "eager") for way in (training.TORCH, training.FUSE)]
+    assert all(loss(torch.ones(1, 4, 8, 8)).isfinite() for loss in losses)
+
+
+@pytest.mark.parametrize("network", models.NETWORKS, ids=lambda network: network.name)
+def test_networks_are_all_of_norms_that_convert(network: Network) -> None:
+    with torch.device("meta"):
+        network_, x = network.make["cpu"](), torch.empty(network.shape["cpu"])
+    assert network_(x).is_meta
+    report = normext.convert(network_, fuse=True)
+    assert report.converted and not report.left
+    assert bool(report.fused) == (network.name in ("UNet", "nnU-Net"))
