@@ -38,4 +38,18 @@ class ChannelArrays {
   Scratch<Number> numbers_;
 };
 
+// The parameters of all channels in the type that is computed in, so that kernels do not depend on theirs.
+template <class S>
+struct ChannelParameters {
+  ChannelArrays<S, 2> arrays;
+  const S *weight, *bias;
+
+  template <class P>
+  ChannelParameters(Type<P>, const void* w, const void* b, int64_t channels)
+      : arrays(channels), weight(arrays[0]), bias(arrays[1]) {
+    load_array(static_cast<const P*>(w), channels, 1, arrays[0]);
+    load_array(static_cast<const P*>(b), channels, 0, arrays[1]);
+  }
+};
+
 }  // namespace normext::cpu::NORMEXT_ISA

@@ -53,11 +53,14 @@ void forward(const BatchNormForward& op, int threads) {
   const double eps = op.eps;
 
   // A slice of float64 elements is still in cache when it is summed a second time.
-  const Channels channels(op.shape, threads, 1, sizeof(T), !running_mean, kTwoPasses<T> ? kCachedElements : 0);
+  const Channels channels(op.shape, threads, op.residual ? 2 : 1, sizeof(T), !running_mean,
+                          kTwoPasses<T> ? kCachedElements : 0);
   const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
   const ChannelArrays<S, 1> shifts(partials);
   const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
-  const ChannelArrays<S, 5> coefficients(all);    // of Normalize, shift near zero, how far it is
+  const ChannelArrays<S, 6> coefficients(all);  // of Normalize, shift near zero, how far it is, the activation's slope
+  const bool is_plain = op.activation.kind == Activation::Kind::none && !op.residual;
+  std::fill_n(coefficients[5], is_plain ? 0 : all, static_cast<S>(op.activation.slope));
 
   // What FirstMomentSums are taken about, for all of a slice's channels.
   const auto few = [&](int64_t slice) { return kTwoPasses<T> || channels.count(slice) < kFew; };
@@ -158,13 +161,25 @@ void forward(const BatchNormForward& op, int threads) {
     }
     f.template operator()<Normalize<T>>(anywhere);
   };
+  const auto map_and_activate = [&](int64_t block, int64_t slice) {
+    const T* const with_residual[2] = {in[0], static_cast<const T*>(op.residual)};
+    with_activation(op.activation, [&]<class Act>() {
+      const S* k[3 + Act::kCoefficients];
+      for (int i = 0; i < 3 + Act::kCoefficients; ++i) k[i] = coefficients[i < 3 ? i : i + 2];
+      if (op.residual)
+        channels.template map<NormalizeAndAdd<T, Act>, T>(block, slice, with_residual, y, k);
+      else
+        channels.template map<Normalize<T, Act>, T>(block, slice, in, y, k);
+    });
+  };
   const auto map = [&](int64_t block, int64_t slice) {
+    if (!is_plain) return map_and_activate(block, slice);
     with_map(block, [&]<class Map>(const S* const(&k)[Map::kCoefficients]) {
       channels.template map<Map, T>(block, slice, in, y, k);
     });
   };
   const auto map_and_reduce = [&](int64_t block, int64_t slice) {
-    if (few(slice)) {
+    if (few(slice) || !is_plain) {
       map(block, slice);
       return reduce(block + 1, slice);
     }
@@ -296,6 +311,100 @@ void backward(const BatchNormBackward& op, int threads) {
   channels.run(reduce, finish, map, map_and_reduce);
 }
 
+// Where an activation follows without a residual: sums and maps go through its derivative.
+template <class T, class P, class Act>
+void backward_through(const BatchNormBackward& op, const ChannelParameters<Scalar<T>>& parameters, int threads) {
+  using S = Scalar<T>;
+  using Sum = GradientsThrough<T, Act>;
+  const T* const in[2] = {static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input)};
+  const S *mean = static_cast<const S*>(op.mean), *rstd = static_cast<const S*>(op.rstd);
+  const bool sums_needed = op.grad_weight || op.grad_bias || op.training;
+  const Channels channels(op.shape, threads, 2, sizeof(T), sums_needed);
+  const int64_t all = op.shape.channels;
+  const double count = static_cast<double>(op.shape.batch * op.shape.plane);
+  const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);
+  // Slope and level of WeightedGradient, the activation's slope, the gradients of weight and bias.
+  const ChannelArrays<S, 5> found(all);
+  std::fill_n(found[2], all, static_cast<S>(op.activation.slope));
+  T* const dx = static_cast<T*>(op.grad_input);
+
+  const S* k[4 + Act::kCoefficients] = {mean, rstd, parameters.weight, parameters.bias};
+  const S* weighted[6 + Act::kCoefficients] = {mean, rstd, parameters.weight, parameters.bias, found[0], found[1]};
+  if constexpr (Act::kCoefficients > 0) k[4] = weighted[6] = found[2];
+
+  const auto reduce = [&](int64_t block, int64_t slice) {
+    channels.template reduce<Sum, T>(block, slice, in, k, sums.template first<3>(slice * all).at);
+  };
+  const auto finish = [&](int64_t begin, int64_t end) {
+    if (!sums_needed) return;
+    for (int64_t c = begin; c < end; ++c) {
+      Gradients total;
+      for (int64_t slice = 0; slice < channels.slices(); ++slice)
+        total += {sums[0][slice * all + c], sums[1][slice * all + c], sums[2][slice * all + c]};
+      if (!op.training) total.xhat = 0;  // the mean is a given number: nothing to correct
+      const double corrected = total.corrected(count), w = parameters.weight[c];
+      found[3][c] = static_cast<S>(corrected);
+      found[4][c] = static_cast<S>(total.g);
+      found[0][c] = static_cast<S>(-corrected * w / count);
+      found[1][c] = static_cast<S>((total.offset(count) * corrected - total.g) * w / count);
+    }
+  };
+  const auto map = [&](int64_t block, int64_t slice) {
+    if (!dx) return;
+    if (op.training)
+      channels.template map<WeightedGradient<T, Act>, T>(block, slice, in, dx, weighted);
+    else
+      channels.template map<EvaluationGradientThrough<T, Act>, T>(block, slice, in, dx, k);
+  };
+  channels.run(reduce, finish, map, [&](int64_t block, int64_t slice) {
+    map(block, slice);
+    reduce(block + 1, slice);
+  });
+  store_array(found[3], all, static_cast<P*>(op.grad_weight));
+  store_array(found[4], all, static_cast<P*>(op.grad_bias));
+}
+
+// grad_residual, the gradient of the sum that an activation follows.
+template <class T, class Act>
+void backward_to_sum(const BatchNormBackward& op, const ChannelParameters<Scalar<T>>& parameters, T* g, int threads) {
+  using S = Scalar<T>;
+  const T* const in[3] = {static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input),
+                          static_cast<const T*>(op.residual)};
+  const Channels channels(op.shape, threads, 3, sizeof(T), false);
+  const ChannelArrays<S, 1> slopes(op.shape.channels);
+  std::fill_n(slopes[0], op.shape.channels, static_cast<S>(op.activation.slope));
+  const S* k[4 + Act::kCoefficients] = {static_cast<const S*>(op.mean), static_cast<const S*>(op.rstd),
+                                        parameters.weight, parameters.bias};
+  if constexpr (Act::kCoefficients > 0) k[4] = slopes[0];
+  const auto nothing = [](auto...) {};
+  const auto map = [&](int64_t block, int64_t slice) {
+    channels.template map<GradientOfSum<T, Act>, T>(block, slice, in, g, k);
+  };
+  channels.run(nothing, nothing, map, nothing);
+}
+
+// Through an activation, if there is one. With a residual its gradient is stored first, rounded, and what is below is
+// the backward of the norm alone.
+template <class T, class P>
+void backward_of_all(const BatchNormBackward& op, int threads) {
+  const int64_t channels = op.activation.kind == Activation::Kind::none ? 0 : op.shape.channels;
+  const ChannelParameters<Scalar<T>> parameters(Type<P>{}, op.weight, op.bias, channels);
+  with_activation(op.activation, [&]<class Act>() {
+    if constexpr (std::is_same_v<Act, Identity>) {
+      backward<T, P>(op, threads);
+    } else if (!op.residual) {
+      backward_through<T, P, Act>(op, parameters, threads);
+    } else {
+      const Scratch<T> own(op.grad_residual ? 0 : op.shape.batch * op.shape.channels * op.shape.plane);
+      BatchNormBackward rest = op;
+      T* const g = op.grad_residual ? static_cast<T*>(op.grad_residual) : own;
+      backward_to_sum<T, Act>(op, parameters, g, threads);
+      rest.grad_output = g;
+      if (rest.grad_input || rest.grad_weight || rest.grad_bias) backward<T, P>(rest, threads);
+    }
+  });
+}
+
 template <class P>
 void update(const BatchNormUpdate& op) {
   const double unbiased = static_cast<double>(op.count) / static_cast<double>(op.count - 1);
@@ -321,7 +430,7 @@ void run(const BatchNormForward& op, int threads) {
 }
 template <>
 void run(const BatchNormBackward& op, int threads) {
-  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { backward<T, P>(op, threads); });
+  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { backward_of_all<T, P>(op, threads); });
 }
 template <>
 void run(const BatchNormUpdate& op, int) {

@@ -16,6 +16,33 @@ struct Normalize {
   }
 };
 
+// The same of the sum with a residual.
+template <class T, class Activation>
+struct NormalizeAndAdd {
+  static constexpr int kInputs = 2, kCoefficients = 3 + Activation::kCoefficients;  // x, residual
+  NORMEXT_INLINE static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[kCoefficients]) {
+    return Activation::apply(fma(in[0] - k[0], k[1], k[2]) + in[1], k + 3);
+  }
+};
+
+// g = dy * activation'(z), z = xhat * weight + bias + residual.
+template <class T, class Activation>
+struct GradientOfSum {
+  static constexpr int kInputs = 3, kCoefficients = 4 + Activation::kCoefficients;  // dy, x, residual; mean, rstd, ...
+  NORMEXT_INLINE static Vector<T> apply(const Vector<T> (&in)[3], const Vector<T> (&k)[kCoefficients]) {
+    return Activation::gradient(in[0], fma((in[1] - k[0]) * k[1], k[2], k[3]) + in[2], k + 4);
+  }
+};
+
+// dx = g * weight * rstd, where the statistics are given.
+template <class T, class Activation>
+struct EvaluationGradientThrough {
+  static constexpr int kInputs = 2, kCoefficients = 4 + Activation::kCoefficients;  // dy, x; mean, rstd, weight, bias
+  NORMEXT_INLINE static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[kCoefficients]) {
+    return Activation::gradient(in[0], fma((in[1] - k[0]) * k[1], k[2], k[3]), k + 4) * (k[2] * k[1]);
+  }
+};
+
 // dx = (g * weight + xhat * slope + level) * rstd, with xhat = (x - mean) * rstd and g = dy * activation'(z),
 // z = xhat * weight + bias. (rstd joined to the slope would underflow in float32 for deviations of 1e30.)
 template <class T, class Activation>
