@@ -91,6 +91,10 @@ def batch_norm(
     training: bool,
     momentum: float,
     eps: float,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    slope: float = 0.01,
 ) -> Tensor: ...
 def check_batch_norm(
     input: Tensor,
@@ -101,6 +105,10 @@ def check_batch_norm(
     training: bool,
     momentum: float,
     eps: float,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    slope: float = 0.01,
 ) -> None: ...
 def group_norm(
     input: Tensor,

@@ -274,12 +274,16 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation = None,
 ) -> Tensor:
-    """Normalizes each channel: ``(input - mean) / sqrt(var + eps) * weight + bias``.
+    """Normalizes each channel: ``activation((input - mean) / sqrt(var + eps) * weight + bias + residual)``.
 
     Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1, with the biased variance. In training the
     statistics are the batch's, and ``running = (1 - momentum) * running + momentum * batch`` is updated in place, with
-    the unbiased variance; in evaluation they are the running ones.
+    the unbiased variance; in evaluation they are the running ones. A residual and an activation, such as a ResNet's
+    blocks end with, are computed with the norm, and rounded once.
 
     Args:
         input: ``[N, C, *]``; float64, float32, bfloat16 or float16; any strides. Contiguous and channels_last data is
@@ -291,28 +295,52 @@ def batch_norm(
         training: whether to use, and track, the batch's statistics.
         momentum: the weight of the batch in the running statistics.
         eps: added to the variance.
+        residual: added to the norm's result; of input's shape and dtype. Read in place where it lies as input does.
+        activation: what follows: None, "relu", "leaky_relu" (with a slope of 0.01), a pair ("leaky_relu", slope), or
+            "silu". Backward needs no other tensors for it than the norm's own, and the residual.
 
     Returns:
         A tensor of input's shape, dtype and memory format.
 
     Raises:
-        ValueError: in training with a single value per channel, or if eps is out of its range.
+        ValueError: in training with a single value per channel, if eps is out of its range, or for an activation there
+            is none of.
         RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
+
+    Example:
+        >>> x, residual = torch.tensor([[1.0], [5.0]]), torch.tensor([[0.5], [0.5]])
+        >>> normext.batch_norm(x, None, None, training=True, eps=1e-9, residual=residual, activation="relu")
+        tensor([[0.0000],
+                [1.5000]])
     """
+    fused: dict[str, Any] = {}
+    if residual is not None or activation is not None:
+        name, slope = parts(activation)
+        fused = {"residual": residual, "activation": name, "slope": slope}
     if is_compiling():
         if not isinstance(training, bool):  # an operator would take other things for one
             given = type(training).__name__
             raise TypeError(f"batch_norm(): argument 'training' (position 6) must be bool, not {given}")
         norm = transforms.batch_norm if transforms.compiled() else torch.ops.normext.batch_norm
-        return norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
-        tensors = (input, running_mean, running_var, weight, bias)
+        return norm(input, running_mean, running_var, weight, bias, training, momentum, eps, **fused)
+    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
+        beyond: dict[str, Any] = {"residual": residual, "activation": activation} if fused else {}
         return handle_torch_function(
-            batch_norm, tensors, *tensors[:3], weight=weight, bias=bias, training=training, momentum=momentum, eps=eps
+            batch_norm,
+            (input, running_mean, running_var, weight, bias, residual),
+            input,
+            running_mean,
+            running_var,
+            weight=weight,
+            bias=bias,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            **beyond,
         )
     if transforms.active():
-        return transforms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return transforms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, **fused)
+    return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, **fused)
 
 
 def group_norm(

@@ -20,6 +20,9 @@ def _handing_over(method: Callable[..., Module]) -> Callable[..., Module]:
     """The method, handed torch's classes in the place of normext's."""
 
     def fuse(is_qat: bool, *given: Module) -> Module:
+        for module in given:
+            if getattr(module, "activation", None) is not None and type(module) in _ours.values():
+                raise NotImplementedError(f"fuse_modules: expected norms without an activation, but got {module}")
         return method(is_qat, *(as_torch(m) if type(m) in _ours.values() else m for m in given))
 
     return fuse

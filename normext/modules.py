@@ -157,78 +157,6 @@ class AddRMSNorm(RMSNorm):
         )
 
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
-    """What the three BatchNorm classes share: which statistics to use, and how much the batch weighs in them."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Takes and returns ``[N, C, *]``."""
-        if not isinstance(input, Tensor):
-            leaf = tracing.leaf(self, input)
-            if leaf is not None:
-                return leaf
-        self._check_input_dim(input)
-        tracking = self.training and self.track_running_stats
-        momentum = 0.0
-        if self.momentum is not None:
-            momentum = self.momentum
-        if tracking and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                return self._forward_cumulative(input)
-        use_buffers = tracking or not self.training
-        return F.batch_norm(
-            input,
-            self.running_mean if use_buffers else None,
-            self.running_var if use_buffers else None,
-            self.weight,
-            self.bias,
-            training=self.training or (self.running_mean is None and self.running_var is None),
-            momentum=momentum,
-            eps=self.eps,
-        )
-
-    def _forward_cumulative(self, input: Tensor) -> Tensor:
-        """Training with the cumulative average: batch k weighs 1 / k, and k stays a tensor, which compilers ask for."""
-        running_mean, running_var, count = self.running_mean, self.running_var, self.num_batches_tracked
-        assert running_mean is not None and running_var is not None and count is not None
-        mean, var = running_mean.clone(), running_var.clone()
-        output = F.batch_norm(input, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
-        weight = count.to(mean.dtype).reciprocal()
-        running_mean.lerp_(mean, weight)
-        running_var.lerp_(var, weight)
-        return output
-
-
-class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
-    """:class:`torch.nn.BatchNorm1d`, computed by :func:`normext.batch_norm`: ``[N, C]`` or ``[N, C, L]``."""
-
-
-class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """:class:`torch.nn.BatchNorm2d`, computed by :func:`normext.batch_norm`: ``[N, C, H, W]``."""
-
-
-class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """:class:`torch.nn.BatchNorm3d`, computed by :func:`normext.batch_norm`: ``[N, C, D, H, W]``."""
-
-
-class LazyBatchNorm1d(_BatchNorm, torch.nn.LazyBatchNorm1d):
-    """:class:`BatchNorm1d` that takes the number of channels from its first input."""
-
-    cls_to_become = BatchNorm1d  # type: ignore[assignment]
-
-
-class LazyBatchNorm2d(_BatchNorm, torch.nn.LazyBatchNorm2d):
-    """:class:`BatchNorm2d` that takes the number of channels from its first input."""
-
-    cls_to_become = BatchNorm2d  # type: ignore[assignment]
-
-
-class LazyBatchNorm3d(_BatchNorm, torch.nn.LazyBatchNorm3d):
-    """:class:`BatchNorm3d` that takes the number of channels from its first input."""
-
-    cls_to_become = BatchNorm3d  # type: ignore[assignment]
-
-
 class _Activated(torch.nn.Module):
     """What norms with an activation share: it is none of torch's arguments, and the last part of their repr."""
 
@@ -248,6 +176,107 @@ class _Activated(torch.nn.Module):
         """As torch's, and the activation where there is one."""
         activation = "" if self.activation is None else f", activation={self.activation!r}"
         return super().extra_repr() + activation
+
+
+class _BatchNorm(_Activated, torch.nn.modules.batchnorm._BatchNorm):
+    """What the three BatchNorm classes share: which statistics to use, and how much the batch weighs in them."""
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Takes and returns ``[N, C, *]``; a residual, of the same shape, is added before the activation."""
+        if not isinstance(input, Tensor) or not (residual is None or isinstance(residual, Tensor)):
+            leaf = tracing.leaf(self, *((input,) if residual is None else (input, residual)))
+            if leaf is not None:
+                return leaf
+        self._check_input_dim(input)
+        tracking = self.training and self.track_running_stats
+        momentum = 0.0
+        if self.momentum is not None:
+            momentum = self.momentum
+        if tracking and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                return self._forward_cumulative(input, residual)
+        use_buffers = tracking or not self.training
+        return F.batch_norm(
+            input,
+            self.running_mean if use_buffers else None,
+            self.running_var if use_buffers else None,
+            self.weight,
+            self.bias,
+            training=self.training or (self.running_mean is None and self.running_var is None),
+            momentum=momentum,
+            eps=self.eps,
+            residual=residual,
+            activation=self.activation,
+        )
+
+    def _forward_cumulative(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        """Training with the cumulative average: batch k weighs 1 / k, and k stays a tensor, which compilers ask for."""
+        running_mean, running_var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        assert running_mean is not None and running_var is not None and count is not None
+        mean, var = running_mean.clone(), running_var.clone()
+        output = F.batch_norm(
+            input,
+            mean,
+            var,
+            self.weight,
+            self.bias,
+            training=True,
+            momentum=1.0,
+            eps=self.eps,
+            residual=residual,
+            activation=self.activation,
+        )
+        weight = count.to(mean.dtype).reciprocal()
+        running_mean.lerp_(mean, weight)
+        running_var.lerp_(var, weight)
+        return output
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d`, computed by :func:`normext.batch_norm`: ``[N, C]`` or ``[N, C, L]``.
+
+    As :class:`BatchNorm2d` it takes an activation, and a residual beside its input.
+    """
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d`, computed by :func:`normext.batch_norm`: ``[N, C, H, W]``.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as torch's.
+        activation: what follows the norm, computed with it: None, "relu", "leaky_relu", ("leaky_relu", slope), "silu".
+
+    Called with a second tensor, it adds that before the activation, as at the end of a ResNet's block::
+
+        self.bn2 = normext.BatchNorm2d(64, activation="relu")  # in the place of a norm, and of a ReLU after the sum
+        x = self.bn2(self.conv2(y), x)  # in the place of x = self.relu(self.bn2(self.conv2(y)) + x)
+    """
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    """:class:`torch.nn.BatchNorm3d`, computed by :func:`normext.batch_norm`: ``[N, C, D, H, W]``.
+
+    As :class:`BatchNorm2d` it takes an activation, and a residual beside its input.
+    """
+
+
+class LazyBatchNorm1d(_BatchNorm, torch.nn.LazyBatchNorm1d):
+    """:class:`BatchNorm1d` that takes the number of channels from its first input."""
+
+    cls_to_become = BatchNorm1d  # type: ignore[assignment]
+
+
+class LazyBatchNorm2d(_BatchNorm, torch.nn.LazyBatchNorm2d):
+    """:class:`BatchNorm2d` that takes the number of channels from its first input."""
+
+    cls_to_become = BatchNorm2d  # type: ignore[assignment]
+
+
+class LazyBatchNorm3d(_BatchNorm, torch.nn.LazyBatchNorm3d):
+    """:class:`BatchNorm3d` that takes the number of channels from its first input."""
+
+    cls_to_become = BatchNorm3d  # type: ignore[assignment]
 
 
 class GroupNorm(_Activated, torch.nn.GroupNorm):

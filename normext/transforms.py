@@ -341,9 +341,14 @@ def batch_norm(
     training: bool,
     momentum: float,
     eps: float,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    slope: float = activations.SLOPE,
 ) -> Tensor:
     """:func:`normext.batch_norm`, transformable. Running statistics under vmap must be mapped too, as in torch."""
-    _checks().check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    fused: dict[str, Any] = {"residual": residual, "activation": activation, "slope": slope}
+    _checks().check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, **fused)
     if not is_compiling():
         for layer in _layers(running_mean):
             _C.check_not_differentiated(layer, None, training)
@@ -360,7 +365,10 @@ def batch_norm(
         rstd = torch.rsqrt(_wide(running_var) + eps)
         normalized = (x - running_mean.view(channel_shape)) * rstd.view(channel_shape)
     weight, bias = (None if p is None else p.view(channel_shape) for p in (weight, bias))
-    return _affine(normalized, weight, bias, input.dtype)
+    if residual is None and activation is None:
+        return _affine(normalized, weight, bias, input.dtype)
+    z = _affine(normalized, weight, bias, x.dtype)
+    return activations.apply(z if residual is None else z + residual, activation, slope).to(input.dtype)
 
 
 def group_norm(
@@ -425,8 +433,8 @@ def instance_norm(
         slope=slope,
     )
     if not use_input_stats:
-        output = batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-        return activations.apply(output, activation, slope)
+        given = (running_mean, running_var, weight, bias)
+        return batch_norm(input, *given, False, momentum, eps, activation=activation, slope=slope)
     if running_mean is not None and running_var is not None and input.numel() > 0:
         var, mean = torch.var_mean(input.detach().double(), list(range(2, input.dim())), correction=0)
         dtype = _wide(input).dtype

@@ -1,15 +1,17 @@
 // batch_norm.h -- normext::batch_norm called through torch's dispatcher.
 #pragma once
-#include "common.h"
+#include "channel_norm.h"
 
 namespace normext {
 
 Tensor batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
-                  const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps);
+                  const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps,
+                  const MaybeTensor& residual, ActivationName activation, double slope);
 
 // Throws what batch_norm would throw. Tensors of torch.func's transforms may come as they are.
 void check_batch_norm(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
-                      const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps);
+                      const MaybeTensor& weight, const MaybeTensor& bias, bool training, double momentum, double eps,
+                      const MaybeTensor& residual, ActivationName activation, double slope);
 
 // Adds statistics of a batch, `count` values each, to the running ones.
 void update_batch_norm_statistics(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,

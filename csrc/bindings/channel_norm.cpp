@@ -48,15 +48,27 @@ Activation activation_of(const char* op, const ActivationName& name, double slop
 Tensor activated(const Tensor& z, const Activation& activation) {
   if (activation.kind == Activation::Kind::none) return z;
   if (activation.kind == Activation::Kind::silu) return z * z.sigmoid();
-  return at::leaky_relu(z, activation.slope);
+  return activation.slope == 0 ? z.relu() : at::leaky_relu(z, activation.slope);
 }
 
-Tensor activation_gradient(const Activation& activation, const Tensor& grad_output, const Tensor& z) {
+static Tensor activation_gradient(const Activation& activation, const Tensor& grad_output, const Tensor& z) {
   if (activation.kind == Activation::Kind::none) return grad_output;
-  if (activation.kind == Activation::Kind::leaky_relu)
+  if (activation.kind == Activation::Kind::leaky_relu) {
+    if (activation.slope == 0) return at::where(z <= 0, at::zeros_like(grad_output), grad_output);
     return at::where(z > 0, grad_output, grad_output * activation.slope);
+  }
   const Tensor sigmoid = z.sigmoid();
   return grad_output * sigmoid * (1 + z * (1 - sigmoid));
+}
+
+Tensor activation_gradient(const Activation& activation, const Tensor& grad_output, const Tensor& normalized,
+                           const Tensor& weight, const Tensor& bias, const Tensor& residual) {
+  const auto wide = [](const Tensor& t) { return t.to(at::promote_types(t.scalar_type(), at::kFloat)); };
+  Tensor z = normalized;
+  if (weight.defined()) z = z * wide(weight);
+  if (bias.defined()) z = z + wide(bias);
+  if (residual.defined()) z = z + wide(residual);
+  return activation_gradient(activation, wide(grad_output), z).to(grad_output.scalar_type());
 }
 
 }  // namespace normext

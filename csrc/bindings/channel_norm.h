@@ -28,7 +28,10 @@ Activation activation_of(const char* op, const ActivationName& name, double slop
 // activation(z), in torch's operators.
 Tensor activated(const Tensor& z, const Activation& activation);
 
-// grad_output * activation'(z), for z of float32 or float64, in operations that can be differentiated.
-Tensor activation_gradient(const Activation& activation, const Tensor& grad_output, const Tensor& z);
+// grad_output * activation'(z) with z = normalized * weight + bias + residual, in operations that can be
+// differentiated. What is not there is undefined, parameters broadcast against the rest; z is computed in float32 at
+// least.
+Tensor activation_gradient(const Activation& activation, const Tensor& grad_output, const Tensor& normalized,
+                           const Tensor& weight, const Tensor& bias, const Tensor& residual);
 
 }  // namespace normext

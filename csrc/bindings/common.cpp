@@ -50,6 +50,17 @@ void check_device(const char* op, const char* name, const Tensor& tensor, const 
               ", different from other tensors on ", input.device(), " (when checking argument in ", op, ")");
 }
 
+void check_residual(const char* op, const Tensor& residual, const Tensor& input, bool may_be_wider) {
+  TORCH_CHECK(expect_equal(residual.sym_sizes(), input.sym_sizes()),
+              "Expected residual to be of same shape as input, but got residual of shape ", residual.sym_sizes(),
+              " and input of shape ", input.sym_sizes());
+  check_device(op, "residual", residual, input);
+  const auto type = input.scalar_type(), given = residual.scalar_type();
+  const bool wider = may_be_wider && is_half(type);
+  TORCH_CHECK(given == type || (wider && given == at::kFloat), op, ": expected residual of ", type,
+              wider ? " or Float" : "", " for an input of ", type, ", but got residual of ", given);
+}
+
 at::ScalarType check_parameters(const char* op, const Tensor& input, at::ScalarType input_type,
                                 at::ArrayRef<Parameter> parameters) {
   auto type = input_type;

@@ -49,6 +49,10 @@ void check_input_dtype(const char* op, const Tensor& input);
 // handed pointers, which do not tell.
 void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& input);
 
+// Throws unless a residual is of input's shape, device and dtype, or of float32 beside a half type where it may be
+// wider.
+void check_residual(const char* op, const Tensor& residual, const Tensor& input, bool may_be_wider);
+
 struct Parameter {
   const char* name;
   const Tensor& tensor;  // may be undefined

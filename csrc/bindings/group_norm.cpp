@@ -319,14 +319,10 @@ Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, c10:
   check_backward(grad_output, input, num_groups, mean, rstd, weight, bias);
   const Grouped grouped(input, num_groups);
   if (activation) {  // composed: the gradient goes through it first
-    const auto wide = [](const Tensor& t) {
-      return t.defined() ? t.to(at::promote_types(t.scalar_type(), at::kFloat)) : t;
-    };
-    Tensor z = grouped.normalization(tangents ? input.to(at::kDouble) : wide(input), eps).normalized();
-    if (weight.defined()) z = z * wide(grouped.parameter(weight));
-    if (bias.defined()) z = z + wide(grouped.parameter(bias));
-    const auto kind = activation_of("group_norm_backward", activation, slope);
-    const Tensor g = activation_gradient(kind, wide(grad_output), joined(z)).to(input.scalar_type());
+    const auto norm = grouped.normalization(tangents ? input.to(at::kDouble) : input, eps);
+    const Tensor g =
+        joined(activation_gradient(activation_of("group_norm_backward", activation, slope), grouped.view(grad_output),
+                                   norm.normalized(), grouped.parameter(weight), grouped.parameter(bias), {}));
     return backward_autograd(g, input, num_groups, mean, rstd, maybe_weight, std::nullopt, eps, mask, std::nullopt, 0);
   }
   if (tangents) {
@@ -356,8 +352,8 @@ Tensor instance_norm_composite(const Tensor& input, const MaybeTensor& running_m
   check_instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation,
                       slope);
   if (!use_input_stats)
-    return activated(batch_norm(input, running_mean, running_var, weight, bias, false, momentum, eps),
-                     activation_of("instance_norm", activation, slope));
+    return batch_norm(input, running_mean, running_var, weight, bias, false, momentum, eps, std::nullopt, activation,
+                      slope);
   const auto flat_vector = [](const MaybeTensor& t) { return t ? MaybeTensor(t->flatten()) : t; };
   const auto [output, mean, rstd, var] =
       call_forward(input, input.sym_size(1), flat_vector(weight), flat_vector(bias), eps, activation, slope);

@@ -50,14 +50,20 @@ TORCH_LIBRARY(normext, m) {
 
   m.def(
       "batch_norm(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight=None, "
-      "Tensor? bias=None, bool training=False, float momentum=0.1, float eps=1e-05) -> Tensor");
+      "Tensor? bias=None, bool training=False, float momentum=0.1, float eps=1e-05, *, Tensor? residual=None, "
+      "str? activation=None, float slope=0.01) -> Tensor");
   m.def(
       "batch_norm_forward(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, "
-      "bool training, float eps) -> (Tensor output, Tensor mean, Tensor rstd, Tensor var)");
+      "bool training, float eps, Tensor? residual=None, str? activation=None, float slope=0.01) "
+      "-> (Tensor output, Tensor mean, Tensor rstd, Tensor var)");
   m.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, "
       "bool training, float eps, bool[3] output_mask) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "batch_norm_activation_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, "
+      "Tensor? bias, Tensor? residual, bool training, float eps, bool[4] output_mask, str activation, "
+      "float slope=0.01) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
   m.def(
       "batch_norm_update_stats(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, "
       "SymInt count, float momentum) -> ()");
@@ -96,7 +102,7 @@ TORCH_LIBRARY(normext, m) {
   m.def("check_adaptive_rms_norm(Tensor input, Tensor scale, Tensor? shift, float? eps) -> ()");
   m.def(
       "check_batch_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, "
-      "bool training, float momentum, float eps) -> ()");
+      "bool training, float momentum, float eps, *, Tensor? residual, str? activation, float slope) -> ()");
   m.def(
       "check_group_norm(Tensor input, int num_groups, Tensor? weight, Tensor? bias, float eps, *, str? activation, "
       "float slope) -> ()");

@@ -173,13 +173,16 @@ PyObject* batch_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
   HANDLE_TH_ERRORS
   static torch::PythonArgParser parser(
       {"batch_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight=None, Tensor? bias=None, "
-       "bool training=False, double momentum=0.1, double eps=1e-05)"});
-  torch::ParsedArgs<8> parsed;
+       "bool training=False, double momentum=0.1, double eps=1e-05, *, Tensor? residual=None, "
+       "c10::string_view? activation=None, double slope=0.01)"});
+  torch::ParsedArgs<11> parsed;
   auto r = parser.parse(args, kwargs, parsed);
   return unlocked([input = r.tensor(0), running_mean = r.optionalTensor(1), running_var = r.optionalTensor(2),
                    weight = r.optionalTensor(3), bias = r.optionalTensor(4), training = r.toBool(5),
-                   momentum = to_double(r, 6), eps = to_double(r, 7)] {
-    return function(input, running_mean, running_var, weight, bias, training, momentum, eps);
+                   momentum = to_double(r, 6), eps = to_double(r, 7), residual = r.optionalTensor(8),
+                   activation = r.stringViewOptional(9), slope = to_double(r, 10)] {
+    return function(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation,
+                    slope);
   });
   END_HANDLE_TH_ERRORS
 }

@@ -30,16 +30,6 @@ static void check_input_shape(const RowNorm& norm, const Tensor& input, c10::Sym
               "], but got input of size", sizes);
 }
 
-static void check_residual(const RowNorm& norm, const Tensor& input, const Tensor& residual) {
-  TORCH_CHECK(expect_equal(residual.sym_sizes(), input.sym_sizes()),
-              "Expected residual to be of same shape as input, but got residual of shape ", residual.sym_sizes(),
-              " and input of shape ", input.sym_sizes());
-  check_device(norm.name(), "residual", residual, input);
-  const auto type = input.scalar_type(), given = residual.scalar_type();
-  TORCH_CHECK(given == type || (is_half(type) && given == at::kFloat), norm.name(), ": expected residual of ", type,
-              is_half(type) ? " or Float" : "", " for an input of ", type, ", but got residual of ", given);
-}
-
 // Of an adaptive norm's operators: see RowNormKind.
 static void check_lines(const char* name, const Tensor& parameter, const Tensor& scale, const Tensor& input) {
   const auto sizes = parameter.sym_sizes(), expected = input.sym_sizes();
@@ -76,7 +66,7 @@ static at::ScalarType check(const RowNorm& norm, const Tensor& input, at::Scalar
 
 at::ScalarType check(const RowNorm& norm, const RowNormInputs& in) {
   const auto type = check(norm, in.input, in.input.scalar_type(), in.normalized_shape, in.weight, in.bias);
-  if (norm.kind == RowNormKind::add) check_residual(norm, in.input, in.residual);
+  if (norm.kind == RowNormKind::add) check_residual(norm.name(), in.residual, in.input, true);
   return type;
 }
 

@@ -84,9 +84,9 @@ def convert(model: Module, *, fuse: bool = False) -> Report:
 
     Args:
         model: a module, itself a norm or with norms anywhere in it.
-        fuse: whether a GroupNorm or InstanceNorm is to compute the ReLU, LeakyReLU or SiLU after it as well, where one
-            follows the other in an ``nn.Sequential``, or in one of timm's norms that hold an activation. Its module
-            stays, and hands on what it is given. Left out are modules with hooks, and those that are in several
+        fuse: whether a BatchNorm, GroupNorm or InstanceNorm is to compute the ReLU, LeakyReLU or SiLU after it as well,
+            where one follows the other in an ``nn.Sequential``, or in one of timm's norms that hold an activation. Its
+            module stays, and hands on what it is given. Left out are modules with hooks, and those that are in several
             places. Not for a program that calls the parts of its ``Sequential`` by themselves.
 
     Returns:
@@ -206,6 +206,8 @@ def _new_class(module: Module) -> type[Module] | str:
         return unfit
     base = namesake(cls)
     if base is not None and not _overrides(cls):
+        if hasattr(NAMESAKES[base], "activation") and getattr(module, "activation", None) is not None:
+            return "it has an attribute that is called activation"
         return NAMESAKES.get(cls) or joined(cls)
     if cls.__module__.startswith("torch.") or (base is None and isinstance(module, TORCHS)):
         return "normext has no such norm"

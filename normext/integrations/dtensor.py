@@ -107,6 +107,7 @@ LAYOUTS = {
     ops.adaptive_norm_backward: adaptive_norm,
     ops.batch_norm_forward: channel_norm,
     ops.batch_norm_backward: channel_norm,
+    ops.batch_norm_activation_backward: channel_norm,
     ops.batch_norm_update_stats: running_statistics,
 }
 for operator, layouts in LAYOUTS.items():

@@ -10,6 +10,8 @@ import torch
 from onnxscript import opset18
 from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
 
+from normext.activations import SLOPE
+
 Value = Any  # ir.Value
 op: Any = opset18  # typed for numbers, not for a graph's values
 
@@ -120,6 +122,16 @@ def adaptive_norm_forward(
     return _rounded(_affine(output, scale, shift, 1.0, computed), computed, input), mean, rstd
 
 
+def _followed(z: Value, residual: Value | None, activation: str | None, slope: float, computed: ir.DataType) -> Value:
+    if residual is not None:
+        z = op.Add(z, _cast(residual, computed))
+    if activation == "silu":
+        return op.Mul(z, op.Sigmoid(z))
+    if activation == "leaky_relu":
+        return op.LeakyRelu(z, alpha=slope)
+    return z if activation is None else op.Relu(z)
+
+
 def batch_norm_forward(
     input: Value,
     running_mean: Value | None,
@@ -128,6 +140,9 @@ def batch_norm_forward(
     bias: Value | None,
     training: bool,
     eps: float,
+    residual: Value | None = None,
+    activation: str | None = None,
+    slope: float = SLOPE,
 ) -> tuple[Value, Value, Value, Value]:
     """``normext::batch_norm_forward``, which ``normext::batch_norm`` decomposes into."""
     computed = _statistics_type(input)
@@ -144,6 +159,7 @@ def batch_norm_forward(
     weight = _or_filled(weight, 1.0, channels, computed)
     bias = _or_filled(bias, 0.0, channels, computed)
     output = op.BatchNormalization(x, weight, bias, mean, variance, epsilon=eps)
+    output = _followed(output, residual, activation, slope, computed)
     rstd = op.Reciprocal(op.Sqrt(op.Add(variance, op.Constant(value=ir.tensor(eps, computed)))))
     return _rounded(output, computed, input), op.Identity(mean), rstd, var
 

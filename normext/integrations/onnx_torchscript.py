@@ -207,7 +207,17 @@ def adaptive_rms_norm(g: Graph, input: Value, scale: Value, shift: Value, eps: V
     return _adaptive_norm(g, input, scale, shift, _eps(eps, input), centered=False)
 
 
-@parse_args("v", "v", "v", "v", "v", "b", "f", "f")
+def _followed(g: Graph, z: Value, residual: Value, activation: str | None, slope: float) -> Value:
+    if not _is_none(residual):
+        z = g.op("Add", z, residual)
+    if activation == "silu":
+        return g.op("Mul", z, g.op("Sigmoid", z))
+    if activation == "leaky_relu":
+        return g.op("LeakyRelu", z, alpha_f=slope)
+    return z if activation is None else g.op("Relu", z)
+
+
+@parse_args("v", "v", "v", "v", "v", "b", "f", "f", "v", "s", "f")
 def batch_norm(
     g: Graph,
     input: Value,
@@ -218,16 +228,21 @@ def batch_norm(
     training: bool,
     momentum: float,
     eps: float,
+    residual: Value,
+    activation: str | None,
+    slope: float,
 ) -> Value:
     """``normext::batch_norm``."""
+    fused = (residual, activation, slope)
     if _is_none(running_mean):  # in training, then, where torch's translation would ask for the size of the batch
-        return batch_norm_forward(g, input, running_mean, running_var, weight, bias, training, eps)[0]
+        return batch_norm_forward(g, input, running_mean, running_var, weight, bias, training, eps, *fused)[0]
     own, computed = JitScalarType.from_value(input), _statistics_type(input)
     tensors = (_cast(g, t, computed) for t in (input, weight, bias, running_mean, running_var))
-    return _cast(g, _torch(g, "batch_norm")(g, *tensors, training, momentum, eps, False), own)
+    output = _torch(g, "batch_norm")(g, *tensors, training, momentum, eps, False)
+    return _cast(g, _followed(g, output, _cast(g, residual, computed), activation, slope), own)
 
 
-@parse_args("v", "v", "v", "v", "v", "b", "f")
+@parse_args("v", "v", "v", "v", "v", "b", "f", "v", "s", "f")
 def batch_norm_forward(
     g: Graph,
     input: Value,
@@ -237,6 +252,9 @@ def batch_norm_forward(
     bias: Value,
     training: bool,
     eps: float,
+    residual: Value,
+    activation: str | None,
+    slope: float,
 ) -> tuple[Value, Value, Value, Value]:
     """``normext::batch_norm_forward``: given the batch's statistics for running ones, ONNX's inference is training."""
     computed = _statistics_type(input)
@@ -245,7 +263,8 @@ def batch_norm_forward(
         mean, variance = _mean_and_variance(g, x, dims, keepdims=False)
     else:
         mean, variance = (_cast(g, running, computed) for running in (running_mean, running_var))
-    output = batch_norm(g, input, mean, variance, weight, bias, False, 0.0, eps)
+    fused = (residual, activation, slope)
+    output = batch_norm(g, input, mean, variance, weight, bias, False, 0.0, eps, *fused)
     var = variance if training else g.op("Constant", value_t=torch.empty(0, dtype=computed.dtype()))
     return output, mean, _rstd(g, variance, eps), var
 

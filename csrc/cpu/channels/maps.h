@@ -90,7 +90,7 @@ void with_activation(Activation activation, const F& f) {
     case Activation::Kind::none:
       return f.template operator()<Identity>();
     case Activation::Kind::leaky_relu:
-      return f.template operator()<LeakyRelu>();
+      return activation.slope == 0 ? f.template operator()<Relu>() : f.template operator()<LeakyRelu>();
     case Activation::Kind::silu:
       return f.template operator()<Silu>();
   }

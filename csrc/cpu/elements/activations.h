@@ -18,6 +18,12 @@ inline Doubles where_negative(Doubles z, Doubles a, Doubles b) {
   return {z.low < 0 ? a.low : b.low, z.high < 0 ? a.high : b.high};
 }
 
+// Those of a where z is above zero or NaN, zero elsewhere.
+inline Floats zero_unless_above(Floats z, Floats a) { return z <= 0 ? Floats{} : a; }
+inline Doubles zero_unless_above(Doubles z, Doubles a) {
+  return {z.low <= 0 ? Doubles::Half{} : a.low, z.high <= 0 ? Doubles::Half{} : a.high};
+}
+
 // ------------------------------------------------------------------------------------------------ exponential function
 // exp(-x) for x of zero or more, off by one or two of the last bits; NaN stays NaN. With n the whole number next to
 // -x / ln 2, it is 2^n times the series of exp(-x - n ln 2). Adding kRound leaves n in the last bits of the sum. 2^n
@@ -83,11 +89,24 @@ struct Identity {
   }
 };
 
+// A slope of zero, which makes zeros of infinities too.
+struct Relu {
+  static constexpr int kCoefficients = 0;
+  template <class V>
+  NORMEXT_INLINE static V apply(V z, const V*) {
+    return where_negative(z, V{}, z);
+  }
+  template <class V>
+  NORMEXT_INLINE static V gradient(V g, V z, const V*) {
+    return zero_unless_above(z, g);
+  }
+};
+
 struct LeakyRelu {
   static constexpr int kCoefficients = 1;  // slope
   template <class V>
   NORMEXT_INLINE static V apply(V z, const V* k) {
-    return where_negative(z, fma(z, k[0], V{}), z);  // a slope of zero makes it zero, and not -0
+    return where_negative(z, z * k[0], z);
   }
   // g * activation'(z). At zero it is the slope, as in torch.
   template <class V>
