@@ -64,6 +64,16 @@ def adaptive_rms_norm(x: Tensor, scale: Tensor, shift: Tensor | None = None, eps
     return output if shift is None else output + shift.unsqueeze(-2)
 
 
+def activate(z: Tensor, activation: str | tuple[str, float] | None) -> Tensor:
+    """What follows a channel norm, by torch's own."""
+    if activation is None:
+        return z
+    if activation == "silu":
+        return z * z.sigmoid()
+    name, *slope = activation if isinstance(activation, tuple) else (activation,)
+    return getattr(F, name)(z, *slope)
+
+
 def batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -73,6 +83,9 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | tuple[str, float] | None = None,
 ) -> Tensor:
     """BatchNorm likewise. It leaves the running statistics alone."""
 
@@ -85,17 +98,8 @@ def batch_norm(
     var = centered.square().mean(dims) if training else running_var
     output = centered * per_channel((var + eps).rsqrt())
     output = output if weight is None else output * per_channel(weight)
-    return output if bias is None else output + per_channel(bias)
-
-
-def activate(z: Tensor, activation: str | tuple[str, float] | None) -> Tensor:
-    """What follows a channel norm, by torch's own."""
-    if activation is None:
-        return z
-    if activation == "silu":
-        return z * z.sigmoid()
-    name, *slope = activation if isinstance(activation, tuple) else (activation,)
-    return getattr(F, name)(z, *slope)
+    output = output if bias is None else output + per_channel(bias)
+    return activate(output if residual is None else output + residual, activation)
 
 
 def group_norm(
@@ -141,21 +145,27 @@ class Case:
     affine: tuple[bool, bool]
     training: bool = True
     activation: str | tuple[str, float] | None = None
+    residual: bool = False  # BatchNorm's, which is optional
 
     def __str__(self) -> str:
         mode = ["training" if self.training else "evaluation"] if self.norm == "batch_norm" else []
-        after = [] if self.activation is None else [str(self.activation)]
+        after = ["residual"] * self.residual + ([] if self.activation is None else [str(self.activation)])
         return "-".join([self.norm, *mode, affine_name(self.affine), *after])
 
-    @property
-    def options(self) -> dict[str, Any]:
+    def options(self, *inputs: Tensor) -> dict[str, Any]:
         """Arguments by keyword."""
-        return {} if self.activation is None else {"activation": self.activation}
+        residual = {"residual": inputs[1]} if self.residual else {}
+        return residual if self.activation is None else {**residual, "activation": self.activation}
 
     @property
     def adds(self) -> bool:
-        """Whether there is a residual."""
+        """Whether a residual comes before the norm, which returns the sum, too."""
         return self.norm.startswith("add")
+
+    @property
+    def data(self) -> int:
+        """How many of the inputs are as large as x."""
+        return 2 if self.adds or self.residual else 1
 
     @property
     def adapts(self) -> bool:
@@ -175,7 +185,7 @@ class Case:
         Adaptive norms are over as many elements: x is [4, 3, 15], and scale and shift are [4, 15].
         """
         sizes = (3, 4, 5) if self.norm == "group_norm" else (4, 3, 15) if self.adapts else (4, 3, 5)
-        data = [values(*sizes, dtype=dtype, device=device) for _ in range(2 if self.adds else 1)]
+        data = [values(*sizes, dtype=dtype, device=device) for _ in range(self.data)]
         over_rows = self.norm.endswith(("layer_norm", "rms_norm"))
         shape = (4, 15) if self.adapts else sizes[1:] if over_rows else sizes[1:2]
         tensors = (*data, *parameters(self.affine, *shape, dtype=dtype, device=device))
@@ -183,7 +193,7 @@ class Case:
 
     def doubled(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The inputs for twice the batch."""
-        with_batch = len(inputs) if self.adapts else 2 if self.adds else 1
+        with_batch = len(inputs) if self.adapts else self.data
         return tuple(torch.cat([t, t]) if i < with_batch else t for i, t in enumerate(inputs))
 
     def ours(self, *inputs: Tensor) -> Tensor:
@@ -197,7 +207,7 @@ class Case:
     def arguments(self, x: Tensor, *given: Tensor) -> tuple:
         """All arguments of the functions and of the public operators, in their order, with the defaults left out."""
         rest = iter(given)
-        residual = [next(rest)] if self.adds else []
+        residual = [next(rest) for _ in range(self.data - 1)]
         weight, bias = (next(rest) if there else None for there in self.affine)
         if self.adapts:
             return x, weight, bias, 1e-5
@@ -220,7 +230,7 @@ class Case:
         return torch.linspace(-1, 1, 3).to(x), torch.linspace(0.5, 1.5, 3).to(x)
 
     def _call(self, library, inputs: tuple[Tensor, ...]) -> Tensor:
-        result = getattr(library, self.norm)(*self.arguments(*inputs), **self.options)
+        result = getattr(library, self.norm)(*self.arguments(*inputs), **self.options(*inputs))
         return result[0] + 0.5 * result[1] if self.adds else result
 
 
@@ -244,12 +254,28 @@ CASES += [Case(f"{kind}_layer_norm", (True, True)) for kind in ("add", "adaptive
 CASES += [Case(f"{kind}_rms_norm", (True, False)) for kind in ("add", "adaptive")]
 CASES += [Case("batch_norm", affine, training) for affine in AFFINE for training in (True, False)]
 CASES += [
+    Case("batch_norm", (True, True), residual=True),
+    Case("batch_norm", (True, True), activation="relu", residual=True),
+    Case("batch_norm", (False, False), activation="silu"),
+    Case("batch_norm", (False, True), False, activation=("leaky_relu", 0.2), residual=True),
     Case("group_norm", (True, True)),
     Case("group_norm", (False, False), activation="silu"),
     Case("group_norm", (True, True), activation=("leaky_relu", 0.2)),
     Case("instance_norm", (False, True)),
     Case("instance_norm", (True, True), activation="silu"),
 ]
+
+
+class ResidualBlock(torch.nn.Module):
+    """A norm and an activation with what skips them, as a ResNet's block ends."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Takes and returns the norm's input."""
+        return self.norm(x.sin(), x)
 
 
 class Block(torch.nn.Module):
@@ -281,6 +307,11 @@ MODULES = {
     "BatchNorm1d": lambda: (normext.BatchNorm1d(3), [4, 3]),
     "BatchNorm2d": lambda: (normext.BatchNorm2d(3), [4, 3, 5, 2]),
     "BatchNorm3d": lambda: (normext.BatchNorm3d(3), [4, 3, 5, 2, 2]),
+    "BatchNorm with relu": lambda: (normext.BatchNorm2d(3, activation="relu"), [4, 3, 5, 2]),
+    "BatchNorm with residual": lambda: (
+        ResidualBlock(normext.BatchNorm1d(3, momentum=None, activation="silu")),
+        [4, 3, 5],
+    ),
     "BatchNorm plain": lambda: (normext.BatchNorm1d(3, affine=False), [4, 3, 5]),
     "BatchNorm with the cumulative average": lambda: (normext.BatchNorm2d(3, momentum=None), [4, 3, 5, 2]),
     "BatchNorm without statistics": lambda: (normext.BatchNorm1d(3, track_running_stats=False), [4, 3, 5]),

@@ -151,9 +151,11 @@ def dual(function: Function, inputs: tuple[Tensor, ...]) -> Tensor:
     [
         case
         for case in CASES
-        if (case.affine[0] == case.affine[1] and case.operator != "group_norm") or case.norm == "rms_norm"
+        if case.norm == "rms_norm"
+        or (case.affine[0] == case.affine[1] and case.operator != "group_norm" and case.activation is None)
     ]
-    + [Case("group_norm", (False, False), activation="silu")],
+    + [Case("group_norm", (False, False), activation="silu")]
+    + [Case("batch_norm", (False, False), activation="silu", residual=True)],
     ids=str,
 )
 @pytest.mark.parametrize("word", WORDS)

@@ -200,6 +200,7 @@ def test_the_readmes_lines_work_in_their_order(tmp_path: Path) -> None:
         "layer_norm_backward",
         "batch_norm_forward",
         "batch_norm_backward",
+        "batch_norm_activation_backward",
         "batch_norm_update_stats",
     ],
 )

@@ -47,7 +47,7 @@ def operator_calls(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, tuple]:
             "rms_norm_forward": (x, [3, 5], weight, EPS, 1.0 if case.affine[0] else 0.0),
             "rms_norm_backward": (grad_output, x, [3, 5], rstd, weight, EPS, mask),
         }
-    weight, bias = case.arguments(*inputs)[-3:-1] if case.norm == "batch_norm" else case.arguments(*inputs)[-2:]
+    weight, bias = case.arguments(*inputs)[3:5] if case.norm == "batch_norm" else case.arguments(*inputs)[-2:]
     if case.norm == "layer_norm":
         with torch.no_grad():
             _, mean, rstd = ops.layer_norm_forward(x, [3, 5], weight, bias, EPS)
@@ -66,14 +66,19 @@ def operator_calls(case: Case, inputs: tuple[Tensor, ...]) -> dict[str, tuple]:
             "group_norm_forward": (x, groups, weight, bias, EPS, *after),
             "group_norm_backward": (grad_output, x, groups, mean, rstd, weight, bias, EPS, mask, *after),
         }
-    stats = case.statistics(x)
+    stats, after = case.statistics(x), parts(case.activation)
+    residual = inputs[1] if case.residual else None
     with torch.no_grad():
         _, mean, rstd, _ = ops.batch_norm_forward(x, *stats, weight, bias, case.training, EPS)
-    return {
+    calls = {
         "batch_norm": case.arguments(*inputs),
-        "batch_norm_forward": (x, *stats, weight, bias, case.training, EPS),
+        "batch_norm_forward": (x, *stats, weight, bias, case.training, EPS, residual, *after),
         "batch_norm_backward": (grad_output, x, mean, rstd, weight, case.training, EPS, mask),
     }
+    if case.activation is None:
+        return calls
+    given = (grad_output, x, mean, rstd, weight, bias, residual, case.training, EPS, [*mask, case.residual], *after)
+    return {**calls, "batch_norm_activation_backward": given}
 
 
 def fused_calls(case: Case, inputs: tuple[Tensor, ...], grad_output: Tensor) -> dict[str, tuple]:

@@ -595,14 +595,16 @@ def test_activations_are_computed_with_the_norm() -> None:
         nn.Sequential(nn.GroupNorm(4, 16), shared, nn.GroupNorm(2, 16), shared),  # in two places: it stays
         nn.Sequential(nn.GroupNorm(4, 16), nn.Tanh()),  # none that norms know
         nn.Sequential(nn.GroupNorm(4, 16), nn.SiLU()),
+        nn.Sequential(nn.BatchNorm2d(16), nn.ReLU()),
+        BatchNormAct2d(16, nn.SiLU),
     )
     hooked = []
     model[5][1].register_forward_pre_hook(lambda module, args: hooked.append(args))
     drawn(model)
     twin, x = copy.deepcopy(model), torch.randn(IMAGES)
     report = normext.convert(model, fuse=True)
-    assert report.fused == {"0.0": "silu", "1.0": ("leaky_relu", 0.2), "2": "silu"}
-    assert len(report.converted) == 7 and "converted, with 'silu'" in str(report)
+    assert report.fused == {"0.0": "silu", "1.0": ("leaky_relu", 0.2), "2": "silu", "6.0": "relu", "7": "silu"}
+    assert len(report.converted) == 9 and "converted, with 'silu'" in str(report)
     assert all(isinstance(a, type(b)) for a, b in zip(model.modules(), twin.modules(), strict=True))
     assert list(model.state_dict()) == list(twin.state_dict())
     for m in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model[:2]))):
@@ -618,6 +620,13 @@ def test_activations_are_computed_with_the_norm() -> None:
     assert [type(m) for m in model.modules()] == [type(m) for m in twin.modules()]
     assert all(vars(a).keys() == vars(b).keys() for a, b in zip(model.modules(), twin.modules(), strict=True))
     torch.testing.assert_close(model(x), twin(x))
+
+
+def test_attributes_that_are_called_activation_are_none_of_normexts() -> None:
+    norm, named = LayerNormOfLibrary(16), nn.BatchNorm2d(16)
+    norm.activation, named.activation = nn.Tanh(), "relu"
+    report = normext.convert(nn.Sequential(norm, named))
+    assert list(report.converted) == ["0"] and report.left["1"].why == "it has an attribute that is called activation"
 
 
 def test_lazy_norms_become_what_they_would_have() -> None:

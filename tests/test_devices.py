@@ -44,10 +44,17 @@ def operators() -> dict[str, tuple[dict[str, Tensor], dict[str, object]]]:
             {"grad_output": x, "input": x, "mean": per_row, "rstd": per_row, "scale": per_sample},
             {"eps": 1e-5, "centered": True, **mask},
         ),
-        "batch_norm_forward": ({"input": x, **running, **channels}, {"training": True, "eps": 1e-5}),
+        "batch_norm_forward": ({"input": x, "residual": x, **running, **channels}, {"training": True, "eps": 1e-5}),
         "batch_norm_backward": (
             {"grad_output": x, "input": x, "mean": per_channel, "rstd": per_channel, "weight": channel},
             {"training": True, "eps": 1e-5, **mask},
+        ),
+        "batch_norm_activation_backward": (
+            {
+                **{"grad_output": x, "input": x, "mean": per_channel, "rstd": per_channel, "residual": x},
+                **channels,
+            },
+            {"training": True, "eps": 1e-5, "output_mask": [True] * 4, "activation": "relu"},
         ),
         "batch_norm_update_stats": (
             {**running, "mean": per_channel, "var": per_channel},

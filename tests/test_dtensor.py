@@ -52,6 +52,7 @@ NORMS = {
     "rms_norm": lambda: _norm(normext.RMSNorm, 8, weight_offset=1.0),
     "batch_norm-eval": lambda: _norm(normext.BatchNorm1d, 6, training=False),
     "batch_norm": lambda: _norm(normext.BatchNorm1d, 6),
+    "batch_norm-silu": lambda: _norm(normext.BatchNorm1d, 6, activation="silu"),
     "batch_norm-no_affine": lambda: _norm(normext.BatchNorm1d, 6, affine=False),
     "batch_norm-no_running": lambda: _norm(normext.BatchNorm1d, 6, track_running_stats=False),
 }
@@ -65,6 +66,7 @@ LOCAL = {
     "layer_norm-two_dims-no_bias": (0,),
     "batch_norm-eval": (0, 1, 2),
     "batch_norm": (1,),
+    "batch_norm-silu": (1,),
     "batch_norm-no_affine": (1,),
     "batch_norm-no_running": (1,),
 }
@@ -186,8 +188,11 @@ def _fused(mesh: DeviceMesh) -> None:
         "add_rms_norm": lambda f, x, r, s: sum(f(x, r, [8], s[0])),
         "adaptive_layer_norm": lambda f, x, r, s: f(x, s, s) + r,
         "adaptive_rms_norm": lambda f, x, r, s: f(x, s) + r,
+        "batch_norm": lambda f, x, r, s: f(x, None, None, training=True, residual=r, activation="silu") + s[0],
     }
     for (name, call), dim in itertools.product(norms.items(), (0, 1)):
+        if name == "batch_norm" and dim == 0:  # which its statistics are over
+            continue
         alone = [t.clone().requires_grad_() for t in (x, residual, scale)]
         by_sample = Shard(0) if name.startswith("adaptive") and dim == 0 else Replicate()
         placed = (Shard(dim), Shard(dim), by_sample)
