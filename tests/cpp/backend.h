@@ -40,7 +40,4 @@ struct GroupNormShape {
 };
 std::vector<GroupNormShape> group_norm_shapes();
 
-// Whether its BatchNorm takes a residual and an activation yet (channel_norms.h).
-extern const bool kTakesActivations;
-
 }  // namespace normext::test

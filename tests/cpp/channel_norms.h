@@ -270,7 +270,7 @@ inline void test_channel_norms() {
   constexpr size_t kGroupKinds = 5, kBatchKinds = std::size(kChannelKinds) - kGroupKinds;
   size_t turn = 0;
   for (const auto& [shape, groups] : group_norm_shapes()) {
-    const bool batch_norms = kTakesActivations && shape.batch * shape.channels * shape.plane < kLarge;
+    const bool batch_norms = shape.batch * shape.channels * shape.plane < kLarge;
     const auto test = [&](const DTypes& t, bool shifted) {
       if (!skips_next()) ChannelCase(kChannelKinds[turn % kGroupKinds], shape, groups, t, shifted).test();
       if (batch_norms && !skips_next())

@@ -34,7 +34,6 @@ Setting make_setting(const Schedule& schedule, const NamedDevice& device) {
 
 }  // namespace
 
-const bool kTakesActivations = true;
 const int64_t kLarge = 4000;
 
 // Backward with clusters, at random without, and forward on one of both devices, drawn for each case.
