@@ -261,19 +261,27 @@ class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """
 
 
-class LazyBatchNorm1d(_BatchNorm, torch.nn.LazyBatchNorm1d):
+class _LazyBatchNorm(_BatchNorm):
+    """What takes the number of channels from the first input, whatever else comes with that."""
+
+    def initialize_parameters(self, input: Tensor, residual: Tensor | None = None) -> None:
+        """Called by torch with the arguments of the first call."""
+        super().initialize_parameters(input)  # type: ignore[misc]
+
+
+class LazyBatchNorm1d(_LazyBatchNorm, torch.nn.LazyBatchNorm1d):
     """:class:`BatchNorm1d` that takes the number of channels from its first input."""
 
     cls_to_become = BatchNorm1d  # type: ignore[assignment]
 
 
-class LazyBatchNorm2d(_BatchNorm, torch.nn.LazyBatchNorm2d):
+class LazyBatchNorm2d(_LazyBatchNorm, torch.nn.LazyBatchNorm2d):
     """:class:`BatchNorm2d` that takes the number of channels from its first input."""
 
     cls_to_become = BatchNorm2d  # type: ignore[assignment]
 
 
-class LazyBatchNorm3d(_BatchNorm, torch.nn.LazyBatchNorm3d):
+class LazyBatchNorm3d(_LazyBatchNorm, torch.nn.LazyBatchNorm3d):
     """:class:`BatchNorm3d` that takes the number of channels from its first input."""
 
     cls_to_become = BatchNorm3d  # type: ignore[assignment]

@@ -178,6 +178,12 @@ class Case:
         fused = {"instance_norm": "group_norm"} | ({self.norm: "add_norm"} if self.adds else {})
         return "adaptive_norm" if self.adapts else fused.get(self.norm, self.norm)
 
+    @property
+    def backward(self) -> str:
+        """What the operator of its backward is called."""
+        through = "_activation" if self.norm == "batch_norm" and self.activation is not None else ""
+        return f"{self.operator}{through}_backward"
+
     def inputs(self, device: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
         """Fresh leaves that require gradients: x is [4, 3, 5], for GroupNorm [3, 4, 5]; parameters are of its channels
         or of all sizes but the first.

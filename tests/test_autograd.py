@@ -446,8 +446,10 @@ def test_what_is_saved_is_packed_and_freed(device: str, case: Case) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: packed[i]):
         output = case.ours(*inputs)
     statistics = 1 if "rms_norm" in case.norm else 2
-    # The input or the sum, mean, rstd, and the weight; the bias where there is an activation: else nothing reads it.
-    assert len(packed) == 1 + statistics + case.affine[0] + (case.affine[1] and case.activation is not None)
+    # The input or the sum, mean, rstd, and the weight; bias and residual where there is an activation: else nothing
+    # reads them.
+    after = 0 if case.activation is None else case.affine[1] + case.residual
+    assert len(packed) == 1 + statistics + case.affine[0] + after
     for found, wanted in zip(torch.autograd.grad(output, inputs, grad_output), expected, strict=True):
         assert torch.equal(found, wanted)
     with pytest.raises(RuntimeError, match="second time"):
