@@ -48,7 +48,7 @@ class Norms(nn.Module):
                 normext.BatchNorm2d(4, affine=False),
                 normext.BatchNorm2d(4, track_running_stats=False),
                 normext.BatchNorm2d(4, affine=False, track_running_stats=False),
-                normext.BatchNorm2d(4, activation=("leaky_relu", 0.2)),
+                normext.BatchNorm2d(4, activation="relu"),
             ]
             self.norms.extend(norm.to(parameters) for norm in norms)
             self.dtypes += [dtype] * len(norms)
@@ -94,6 +94,7 @@ class Fused(nn.Module):
             normext.adaptive_rms_norm(half, scale, scale, 1e-3).float(),
             normext.batch_norm(x, None, None, training=True, residual=residual, activation="silu"),
             normext.batch_norm(half, *x.var_mean((0, 2, 3)), residual=half.sin(), activation="relu").float(),
+            normext.batch_norm(x, None, None, training=True, activation=("leaky_relu", 0.2)),
         )
 
 
