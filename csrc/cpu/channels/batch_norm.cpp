@@ -311,9 +311,11 @@ void backward(const BatchNormBackward& op, int threads) {
   channels.run(reduce, finish, map, map_and_reduce);
 }
 
-// Where an activation follows without a residual: sums and maps go through its derivative.
-template <class T, class P, class Act>
-void backward_through(const BatchNormBackward& op, const ChannelParameters<Scalar<T>>& parameters, int threads) {
+// Where an activation follows without a residual: sums and maps go through its derivative. The gradients of weight and
+// bias go to two arrays, so that this does not depend on their dtype.
+template <class T, class Act>
+void backward_through(const BatchNormBackward& op, const ChannelParameters<Scalar<T>>& parameters,
+                      const ChannelArrays<Scalar<T>, 2>& gradients, int threads) {
   using S = Scalar<T>;
   using Sum = GradientsThrough<T, Act>;
   const T* const in[2] = {static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input)};
@@ -323,8 +325,7 @@ void backward_through(const BatchNormBackward& op, const ChannelParameters<Scala
   const int64_t all = op.shape.channels;
   const double count = static_cast<double>(op.shape.batch * op.shape.plane);
   const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);
-  // Slope and level of WeightedGradient, the activation's slope, the gradients of weight and bias.
-  const ChannelArrays<S, 5> found(all);
+  const ChannelArrays<S, 3> found(all);  // slope and level of WeightedGradient, the activation's slope
   std::fill_n(found[2], all, static_cast<S>(op.activation.slope));
   T* const dx = static_cast<T*>(op.grad_input);
 
@@ -343,8 +344,8 @@ void backward_through(const BatchNormBackward& op, const ChannelParameters<Scala
         total += {sums[0][slice * all + c], sums[1][slice * all + c], sums[2][slice * all + c]};
       if (!op.training) total.xhat = 0;  // the mean is a given number: nothing to correct
       const double corrected = total.corrected(count), w = parameters.weight[c];
-      found[3][c] = static_cast<S>(corrected);
-      found[4][c] = static_cast<S>(total.g);
+      gradients[0][c] = static_cast<S>(corrected);
+      gradients[1][c] = static_cast<S>(total.g);
       found[0][c] = static_cast<S>(-corrected * w / count);
       found[1][c] = static_cast<S>((total.offset(count) * corrected - total.g) * w / count);
     }
@@ -360,8 +361,6 @@ void backward_through(const BatchNormBackward& op, const ChannelParameters<Scala
     map(block, slice);
     reduce(block + 1, slice);
   });
-  store_array(found[3], all, static_cast<P*>(op.grad_weight));
-  store_array(found[4], all, static_cast<P*>(op.grad_bias));
 }
 
 // grad_residual, the gradient of the sum that an activation follows.
@@ -389,11 +388,14 @@ template <class T, class P>
 void backward_of_all(const BatchNormBackward& op, int threads) {
   const int64_t channels = op.activation.kind == Activation::Kind::none ? 0 : op.shape.channels;
   const ChannelParameters<Scalar<T>> parameters(Type<P>{}, op.weight, op.bias, channels);
+  const ChannelArrays<Scalar<T>, 2> gradients(channels);
   with_activation(op.activation, [&]<class Act>() {
     if constexpr (std::is_same_v<Act, Identity>) {
       backward<T, P>(op, threads);
     } else if (!op.residual) {
-      backward_through<T, P, Act>(op, parameters, threads);
+      backward_through<T, Act>(op, parameters, gradients, threads);
+      store_array(gradients[0], channels, static_cast<P*>(op.grad_weight));
+      store_array(gradients[1], channels, static_cast<P*>(op.grad_bias));
     } else {
       const Scratch<T> own(op.grad_residual ? 0 : op.shape.batch * op.shape.channels * op.shape.plane);
       BatchNormBackward rest = op;
