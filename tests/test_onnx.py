@@ -93,7 +93,7 @@ class Fused(nn.Module):
             normext.adaptive_rms_norm(x, scale),
             normext.adaptive_rms_norm(half, scale, scale, 1e-3).float(),
             normext.batch_norm(x, None, None, training=True, residual=residual, activation="silu"),
-            normext.batch_norm(half, *x.var_mean((0, 2, 3)), residual=half.sin(), activation="relu").float(),
+            normext.batch_norm(half, x.mean((0, 2, 3)), x.var((0, 2, 3)), residual=half.sin(), activation="relu").float(),
             normext.batch_norm(x, None, None, training=True, activation=("leaky_relu", 0.2)),
         )
 
