@@ -84,7 +84,7 @@ class Fused(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Takes and returns float32."""
         weight, bias, residual, scale = x[0, 0, 0], x[0, 0, 1], x.sin(), x[:, 0, 0]
-        half = x.half()
+        half, statistics = x.half(), (x.mean((0, 2, 3)), x.var((0, 2, 3)))
         return (
             *normext.add_layer_norm(x, residual, [6], weight, bias, 1e-3),
             *normext.add_rms_norm(x, residual, [5, 6], x[0, 0], weight_offset=1.0),
@@ -93,7 +93,7 @@ class Fused(nn.Module):
             normext.adaptive_rms_norm(x, scale),
             normext.adaptive_rms_norm(half, scale, scale, 1e-3).float(),
             normext.batch_norm(x, None, None, training=True, residual=residual, activation="silu"),
-            normext.batch_norm(half, x.mean((0, 2, 3)), x.var((0, 2, 3)), residual=half.sin(), activation="relu").float(),
+            normext.batch_norm(half, *statistics, residual=half.sin(), activation="relu").float(),
             normext.batch_norm(x, None, None, training=True, activation=("leaky_relu", 0.2)),
         )
 
