@@ -71,6 +71,17 @@ bool are_normal(const P* parameter, int64_t count) {
   return all != 0;
 }
 
+// Rows that are read where they lie.
+template <class T>
+struct InPlace {
+  static constexpr bool kMakes = false;
+  StridedRows<T> rows;
+  int64_t row_bytes;
+
+  int64_t rows_within(int64_t bytes) const { return bytes / row_bytes; }
+  void find(int64_t first, int64_t count, const T** x) const { rows.find(first, count, x); }
+};
+
 template <class T, class P, class Statistics>
 struct NormalizedRows {
   using S = Scalar<T>;
@@ -83,7 +94,6 @@ struct NormalizedRows {
   S *mean, *rstd;
   int64_t columns;
   double eps;
-  bool fetch_rows = true;          // whether the rows that follow may be asked for
   bool normal_parameters = false;  // where it matters, and there are rows enough for it to be worth a look
 
   explicit NormalizedRows(const RowNormForward& op)
@@ -270,17 +280,19 @@ struct NormalizedRows {
   }
 
   // Rows [begin, end) are stored, streamed or staged. While a group of long ones is normalized, the next one is summed.
-  template <bool kStream>
-  void normalize_rows(int64_t begin, int64_t end, bool staged) const {
+  // `source` is InPlace, or makes the rows (Sums), those of the next group while this one is normalized.
+  template <bool kStream, class Source>
+  void normalize_rows(int64_t begin, int64_t end, bool staged, Source&& source) const {
+    constexpr bool kMakes = std::decay_t<Source>::kMakes;
     const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T)), pieces = pieces_of(columns);
     // The next rows are summed while these are normalized, or asked for. Summing pays for rows of two short sums or so,
     // and for rows that are too long to be asked for; with AVX2, where it waits for no memory, it does not (0.85
     // to 1.0).
     const bool along =
-        kVectorBytes == 64 && !kTwoPasses<T> && ((columns > kStep && columns <= 2 * kStep) || pieces > 2);
-    const int64_t together = kTwoPasses<T> || columns < kFew || pieces > 1 ? 1 : kFirstLevel / row_bytes;
+        kVectorBytes == 64 && !kTwoPasses<T> && !kMakes && ((columns > kStep && columns <= 2 * kStep) || pieces > 2);
+    const int64_t together = kTwoPasses<T> || columns < kFew || pieces > 1 ? 1 : source.rows_within(kFirstLevel);
     const int64_t most = std::clamp<int64_t>(together, 1, kRowsTogether);
-    const bool fetch = fetch_rows && !along && should_fetch_rows(most * row_bytes);
+    const bool fetch = !kMakes && !along && should_fetch_rows(most * row_bytes);
     const int64_t ahead = fetch ? most * input.strides.inner_stride : 0;
     Stage<T> stage;
     Rows groups[2] = {}, *group = groups, *next = groups + 1;
@@ -288,10 +300,11 @@ struct NormalizedRows {
     const auto begin_at = [&](Rows& rows, int64_t first) {
       rows.first = first;
       rows.count = std::min(most, end - first);
-      input.find(first, rows.count, rows.x);
+      source.find(first, rows.count, rows.x);
     };
     const auto normalize_row = [&](int64_t r, int64_t from, int64_t to, auto&& other) NORMEXT_INLINE {
-      T* const out = staged ? stage.at + r * columns : output + (group->first + r) * columns;
+      T* out = staged ? stage.at + r * columns : output + (group->first + r) * columns;
+      if constexpr (kMakes) out = source.output_or(r, out);
       normalize<kStream>(group->x[r], out, group->means[r], rstds[r], from, to, ahead, other);
     };
     const auto normalize_piece = [&](int64_t r, int64_t piece, auto& sums) NORMEXT_INLINE {
@@ -299,6 +312,7 @@ struct NormalizedRows {
     };
     const auto nothing = [](auto&&...) {};
     begin_at(*group, begin);
+    if constexpr (kMakes) source.make_all();
     statistics<0>(*group, nothing);
     while (group->count > 0) {
       for (int64_t r = 0; r < kRowsTogether; ++r) rstds[r] = reciprocal_std(group->vars[r], eps);
@@ -308,7 +322,13 @@ struct NormalizedRows {
       }
       begin_at(*next, group->first + group->count);
       if (along) statistics<kAskAhead<T>>(*next, normalize_piece);
-      for (int64_t r = along ? next->count : 0; r < group->count; ++r) normalize_row(r, 0, columns, NoSteps{});
+      for (int64_t r = along ? next->count : 0; r < group->count; ++r) {
+        if constexpr (kMakes)
+          normalize_row(r, 0, columns, source.row(r));
+        else
+          normalize_row(r, 0, columns, NoSteps{});
+      }
+      if constexpr (kMakes) source.finish(group->first, group->count);
       if (!along) statistics<0>(*next, nothing);
       if (staged) stage.stream_to(output + group->first * columns, group->count * columns);
       std::swap(group, next);

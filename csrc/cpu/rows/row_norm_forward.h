@@ -63,38 +63,15 @@ class ForwardWork {
   void by_rows(int threads, bool staged = false) const {
     parallel_for(op_.rows, threads, [&](int64_t begin, int64_t end, int) {
       for_lines(begin, end, [&](const Kernel& kernel, int64_t first, int64_t last) {
-        op_.residual ? sums<kStream>(kernel, first, last, staged)
-                     : kernel.template normalize_rows<kStream>(first, last, staged);
+        if (!op_.residual)
+          kernel.template normalize_rows<kStream>(first, last, staged, InPlace<X>{kernel.input, row_bytes_});
+        else if (is_wide_)
+          kernel.template normalize_rows<false>(first, last, false, Sums<X>(op_, streamed_));
+        else
+          kernel.template normalize_rows<kStream>(first, last, staged, Sums<X>(op_, streamed_));
       });
       if (streamed_) end_of_stream();
     });
-  }
-
-  // Rows are added and normalized some at a time, in cache: what is streamed, or of another type, is made there first.
-  template <bool kStream>
-  void sums(const Kernel& kernel, int64_t begin, int64_t end, bool staged) const {
-    const Additions<X> additions(op_);
-    const int64_t columns = op_.columns, most = std::clamp<int64_t>(kFirstLevel / row_bytes_, 1, end - begin);
-    X* const sum = static_cast<X*>(op_.sum);
-    const Scratch<X> sums(streamed_ ? most * columns : 0), outputs(is_wide_ ? most * columns : 0);
-    for (int64_t first = begin, count; first < end; first += count) {
-      count = std::min(most, end - first);
-      X* const to = streamed_ ? sums + 0 : sum + first * columns;
-      for (int64_t r = 0; r < count; ++r) additions.add(first + r, 0, columns, to + r * columns);
-      if (streamed_) stream_run<X>(to, sum + first * columns, count * columns);
-      Kernel block = kernel;
-      block.input = contiguous_rows<X>(to, count, columns);
-      block.fetch_rows = false;
-      if constexpr (Statistics::kCentered) block.mean += first;
-      block.rstd += first;
-      block.output = is_wide_ ? outputs + 0 : kernel.output + first * columns;
-      if (!is_wide_) {
-        block.template normalize_rows<kStream>(0, count, staged);
-      } else {
-        block.template normalize_rows<false>(0, count, false);
-        convert_to<X>(op_.dtype, streamed_, outputs, 0, count * columns, op_.output, first * columns);
-      }
-    }
   }
 
   // Threads share each row by columns, and find theirs of the weight and the bias in cache from row to row.
