@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from inputs import leaves, parameters, running, values
-from norms import ADD_NORMS, RowNorm, norms, row_norms
+from norms import ADAPTIVE_NORMS, ADD_NORMS, RowNorm, norms, row_norms
 from torch import Tensor, nn
 from torch.utils.mkldnn import to_mkldnn
 
@@ -67,6 +67,36 @@ def test_nested_add_norm(norm: RowNorm, layout: torch.layout) -> None:
     torch.testing.assert_close(*results)
     with pytest.raises(RuntimeError, match="expected input and residual of one layout"):
         function(x, nested(layout, 2, 6), [5]) if layout is torch.jagged else function(x, values(3, 5), [5])
+
+
+@norms(ADAPTIVE_NORMS)
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=["strided", "jagged"])
+@pytest.mark.parametrize("given", ["per sample", "per sample, aligned", "per token", "shared"])
+def test_nested_adaptive_norm(norm: RowNorm, layout: torch.layout, given: str) -> None:
+    function, x = getattr(normext, norm.name), nested(layout, 2, 7, 3)
+    if given == "per token":
+        scale = x.detach() * 0.5
+    else:
+        scale = values(*{"per sample": (3, 5), "per sample, aligned": (3, 1, 5), "shared": (5,)}[given])
+    scale.requires_grad_()
+    output = function(x, scale, scale)
+    assert output.is_nested and output.layout is layout
+    lines = [scale] * 3 if given == "shared" else scale.unbind()
+    apart = [function(row, line, line) for row, line in zip(x.unbind(), lines, strict=True)]
+    assert torch.equal(flat(output), torch.cat(apart).flatten())
+    found = torch.autograd.grad(flat(output).sin().sum(), (x, scale))
+    wanted = torch.autograd.grad(torch.cat(apart).flatten().sin().sum(), (x, scale))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(*(flat(t) if t.is_nested else t for t in (a, b)))
+    if not norm.centered:
+        assert torch.equal(function(x, scale).unbind()[1], function(x.unbind()[1], lines[1]))
+
+
+@norms(ADAPTIVE_NORMS)
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=["strided", "jagged"])
+def test_nested_adaptive_norm_of_other_samples_is_an_error(norm: RowNorm, layout: torch.layout) -> None:
+    with pytest.raises(RuntimeError, match="expected scale and shift of"):
+        getattr(normext, norm.name)(nested(layout, 2, 7, 3), values(2, 5), values(2, 5))
 
 
 @layouts
