@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -25,11 +26,12 @@ enum class Op : uint8_t {
   all,
   syncwarp,
   syncthreads,
-  cluster_barrier
+  cluster_barrier,
+  transfer_barrier
 };
-constexpr const char* kOpNames[] = {"__shfl_sync",   "__shfl_up_sync",       "__shfl_down_sync", "__shfl_xor_sync",
-                                    "__ballot_sync", "__any_sync",           "__all_sync",       "__syncwarp",
-                                    "__syncthreads", "the cluster's barrier"};
+constexpr const char* kOpNames[] = {
+    "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync",       "__ballot_sync",         "__any_sync",
+    "__all_sync",  "__syncwarp",     "__syncthreads",    "the cluster's barrier", "a barrier of transfers"};
 
 struct Warp;
 struct Block;
@@ -71,11 +73,33 @@ struct Barrier {
   const Thread* returned = nullptr;  // a thread that will never arrive
 };
 
+// A barrier in shared memory that counts arrivals and bytes, phase after phase: CUDA's mbarrier.
+struct TransactionBarrier {
+  unsigned expected;        // arrivals in a phase
+  unsigned missing;         // of this one
+  int64_t bytes = 0;        // that are expected and have not come; negative: that have come and are not expected yet
+  size_t announced = 0;     // bytes that are expected and not asked for
+  bool gets_bytes = false;  // in this phase
+  bool fenced = false;      // since its init
+  unsigned phases = 0, phases_with_bytes = 0, seen = 0;  // through; up to the last with bytes, and that was waited for
+  std::vector<Thread*> waiting{};
+  std::map<const Thread*, unsigned> seen_by{};
+};
+
 struct Block {
   uint3 index{};
   unsigned live = 0;  // threads that have not returned
   Barrier barrier{};
+  std::map<const void*, TransactionBarrier> barriers{};
   SharedMemory shared;
+};
+
+// Bytes on their way to shared memory.
+struct Transfer {
+  void* to;
+  std::vector<char> bytes;
+  Block* target;
+  TransactionBarrier* barrier;
 };
 
 // The cluster that runs now: threads and warps block after block.
@@ -83,6 +107,7 @@ struct Cluster {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::vector<Block> blocks;
+  std::vector<Transfer> transfers;
   unsigned live = 0;
   Barrier barrier{};
 };

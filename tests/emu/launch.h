@@ -7,8 +7,7 @@
 #include <mutex>
 #include <utility>
 
-#include "schedule.h"
-#include "synchronization.h"
+#include "transfers.h"
 
 // CUDA's names. The first two are those of the running thread.
 inline uint3 threadIdx, blockIdx;
@@ -74,17 +73,24 @@ inline void resume(Thread& thread) {
 
 // Each warp in turn runs as far as it gets without the others. That is the worst schedule for a forgotten barrier,
 // whether it would have kept a reader from being early or a writer from overtaking readers; a fair one hides such bugs.
+// Transfers are as slow as can be, for the same reason.
 inline void run_cluster(Schedule& schedule, std::vector<size_t>& warps) {
   while (cluster.live > 0) {
     bool progress = false;
+    const auto finish_one = [&] {
+      finish_transfer(schedule.next_of(cluster.transfers.size()));
+      progress = true;
+    };
     schedule.shuffle(warps);
     for (const size_t w : warps) {
+      if (!cluster.transfers.empty() && schedule.is_early()) finish_one();
       Warp& warp = cluster.warps[w];
       while (warp.runnable) {
         resume(warp.lanes[schedule.pick(warp.runnable)]);
         progress = true;
       }
     }
+    if (!progress && !cluster.transfers.empty()) finish_one();
     if (!progress) fail_deadlock();
   }
 }
@@ -140,8 +146,10 @@ inline void reset_cluster(uint3 first, unsigned thread_count, size_t dynamic_byt
     block.index = {first.x + b, first.y, first.z};
     block.live = thread_count;
     block.barrier = {.expected = thread_count};
+    block.barriers.clear();
     block.shared.reset(dynamic_bytes, device.max_shared_bytes);
   }
+  cluster.transfers.clear();
   cluster.live = thread_count * block_count;
   cluster.barrier = {.expected = cluster.live};
   const size_t warps_per_block = cluster.warps.size() / block_count;

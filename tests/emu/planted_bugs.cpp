@@ -43,7 +43,8 @@ void run(const Bug& bug, bool fixed) {
 int main(int argc, char** argv) {
   if (argc != 4) return EXIT_FAILURE;
   emu::options = schedule(argv[3]);
-  for (const auto& bugs : {bugs_of_synchronization(), bugs_of_memory(), bugs_of_clusters(), bugs_of_launches()}) {
+  for (const auto& bugs :
+       {bugs_of_synchronization(), bugs_of_memory(), bugs_of_clusters(), bugs_of_launches(), bugs_of_transfers()}) {
     for (const Bug& bug : bugs) {
       if (std::string(bug.name) != argv[1]) continue;
       run(bug, std::string(argv[2]) == "fixed");

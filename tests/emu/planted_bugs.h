@@ -20,6 +20,7 @@ std::vector<Bug> bugs_of_synchronization();
 std::vector<Bug> bugs_of_memory();
 std::vector<Bug> bugs_of_clusters();
 std::vector<Bug> bugs_of_launches();
+std::vector<Bug> bugs_of_transfers();
 
 constexpr unsigned kThreads = 128, kWarps = kThreads / 32;
 

@@ -46,6 +46,13 @@ class Schedule {
         return (std::countr_zero(std::rotr(bits, turn)) + turn) % kWarpSize;
     }
   }
+  // One of so many transfers to be the next that is through: the first, the last, or any.
+  size_t next_of(size_t count) {
+    if (order_ == Order::random) return random_() % count;
+    return order_ == Order::forward ? 0 : count - 1;
+  }
+  // Whether one is through before it has to be.
+  bool is_early() { return order_ == Order::random && random_() % 2 == 0; }
 
  private:
   Order order_;

@@ -45,15 +45,25 @@ class SharedMemory {
   }
 
   // What stands at the same place in the memory of `peer` as `data` does here; nullptr if that is nowhere.
-  const void* same_place_in(SharedMemory& peer, const void* data) const {
-    const auto* at = static_cast<const char*>(data);
-    for (const Array& array : arrays_) {
-      const char* begin = array.data.get();
-      if (std::less<>()(at, begin) || !std::less<>()(at, begin + array.bytes)) continue;
-      const void* there = peer.find(array.key);
-      return static_cast<const char*>(there ? there : peer.add(array.key, array.bytes)) + (at - begin);
-    }
-    return nullptr;
+  void* same_place_in(SharedMemory& peer, const void* data) {
+    const Array* const array = array_of(data);
+    if (!array) return nullptr;
+    void* const there = peer.find(array->key);
+    return static_cast<char*>(there ? there : peer.add(array->key, array->bytes)) + array->offset_of(data);
+  }
+
+  // What the asynchronous proxy knows of the contents: how they began, what it has written itself, and what threads
+  // had written before a fence.
+  void set_known(const void* data, size_t bytes) {
+    Array* const array = array_of(data);
+    std::memcpy(array->known_contents() + array->offset_of(data), data, bytes);
+  }
+  void set_all_known() {
+    for (Array& array : arrays_) std::memcpy(array.known_contents(), array.data.get(), array.bytes);
+  }
+  bool is_known(const void* data, size_t bytes) {
+    Array* const array = array_of(data);
+    return array && std::memcmp(array->known_contents() + array->offset_of(data), data, bytes) == 0;
   }
 
  private:
@@ -64,7 +74,23 @@ class SharedMemory {
     const void* key;
     size_t bytes;
     std::unique_ptr<char, Free> data;
+    std::vector<char> known{};
+
+    std::ptrdiff_t offset_of(const void* at) const { return static_cast<const char*>(at) - data.get(); }
+    char* known_contents() {
+      if (known.empty()) known.assign(bytes, '\xff');
+      return known.data();
+    }
   };
+
+  Array* array_of(const void* data) {
+    const auto* const at = static_cast<const char*>(data);
+    for (Array& array : arrays_) {
+      const char* const begin = array.data.get();
+      if (!std::less<>()(at, begin) && std::less<>()(at, begin + array.bytes)) return &array;
+    }
+    return nullptr;
+  }
 
   void* find(const void* key) const {
     for (const Array& array : arrays_) {

@@ -168,6 +168,8 @@ inline void leave(Barrier& barrier, Op op, const Thread& me) {
   if (barrier.arrived) fail_incomplete(barrier, op);
 }
 
+void leave_transfers(const Block& block);  // see transfers.h
+
 // The running thread has come to the end of the kernel.
 inline void return_from_kernel() {
   Thread& me = *running;
@@ -180,7 +182,10 @@ inline void return_from_kernel() {
   }
   leave(me.block->barrier, Op::syncthreads, me);
   leave(cluster.barrier, Op::cluster_barrier, me);
-  if (--me.block->live == 0) me.block->shared.free();
+  if (--me.block->live == 0) {
+    leave_transfers(*me.block);
+    me.block->shared.free();
+  }
   --cluster.live;
 }
 

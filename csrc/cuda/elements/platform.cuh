@@ -1,7 +1,7 @@
 // platform.cuh -- the only file that knows whether nvcc or the emulator (tests/emu) compiles the kernels.
 //
 // Kernels use CUDA's own names for threads, warps and barriers, and from here: SHARED_ARRAY and DYNAMIC_SHARED,
-// launch(), device(), follow(), and the cluster_ functions.
+// launch(), device(), follow(), the cluster_ functions, and transfers with the barriers that count their bytes.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -35,8 +35,11 @@ struct Launch {
 struct Device {
   int sm_count;
   int max_shared_bytes;  // of one block, static and dynamic together
-  bool has_clusters;
+  bool has_clusters;     // and transfers
 };
+
+// In shared memory: counts the arrivals and the bytes of a phase, and begins the next one when all of them have come.
+using TransferBarrier = uint64_t;
 
 }  // namespace normext::cuda
 
@@ -132,23 +135,25 @@ __device__ inline void follow() {
 #endif
 }
 
+__device__ inline unsigned shared_address(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
 // Stores 16 bytes with one instruction, to an address aligned to them: from an assignment, nvcc makes four at times.
 __device__ inline void store16(void* global, uint4 bits) { __stwb(static_cast<uint4*>(global), bits); }
 __device__ inline void store16_shared(void* shared, uint4 bits) {
-  asm volatile(
-      "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))),
-      "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
-      : "memory");
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(shared)), "r"(bits.x), "r"(bits.y),
+               "r"(bits.z), "r"(bits.w)
+               : "memory");
 }
 
 // Copies 16 bytes, both aligned, without waiting for them: they are there after await_copies(), for the thread that has
 // copied them, and after a barrier for all.
 __device__ inline void copy16_to_shared(void* shared, const void* global) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))),
-      "l"(__cvta_generic_to_global(global))
-      : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global))
+               : "memory");
 #else
   *static_cast<uint4*>(shared) = __ldg(static_cast<const uint4*>(global));
 #endif
@@ -170,6 +175,50 @@ template <class T>
 __device__ const T* cluster_peer(const T* shared, unsigned rank) {
   return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
 }
+
+// Transfers move without a thread's waiting for them, from where they are asked for to the phase of a barrier.
+__device__ inline void barrier_init(TransferBarrier* barrier, unsigned arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+// To stand between what threads write to shared memory, barriers above all, and the transfers that are to find it.
+__device__ inline void fence_transfers() {
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ inline void barrier_arrive(TransferBarrier* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// Arrives, and has the phase wait for so many bytes as well. To be told before they are asked for.
+__device__ inline void barrier_arrive_expecting(TransferBarrier* barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+// For the end of the phase of this parity: zero, then one, in turn. Every thread waits for every phase.
+__device__ inline void barrier_wait(TransferBarrier* barrier, unsigned parity) {
+  unsigned done = 0;
+  while (!done) {
+    asm volatile(
+        "{\n.reg .pred done;\nmbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  }
+}
+// Bytes of global memory, a multiple of 16 as both addresses are.
+__device__ inline void bulk_copy(void* shared, const void* global, unsigned bytes, TransferBarrier* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+// 16 bytes to the same place in block `rank` of the cluster, counted by the barrier at the same place there.
+__device__ inline void send16(void* shared, float4 value, TransferBarrier* barrier, unsigned rank) {
+  asm volatile(
+      "{\n.reg .b32 to, at;\nmapa.shared::cluster.u32 to, %0, %6;\nmapa.shared::cluster.u32 at, %5, %6;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [to], {%1, %2, %3, %4}, [at];\n}" ::"r"(
+          shared_address(shared)),
+      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
+}
 #else
 __device__ inline void cluster_arrive() {}
 __device__ inline void cluster_wait() {}
@@ -179,6 +228,13 @@ template <class T>
 __device__ const T* cluster_peer(const T* shared, unsigned) {
   return shared;
 }
+__device__ inline void barrier_init(TransferBarrier*, unsigned) {}
+__device__ inline void fence_transfers() {}
+__device__ inline void barrier_arrive(TransferBarrier*) {}
+__device__ inline void barrier_arrive_expecting(TransferBarrier*, unsigned) {}
+__device__ inline void barrier_wait(TransferBarrier*, unsigned) {}
+__device__ inline void bulk_copy(void*, const void*, unsigned, TransferBarrier*) {}
+__device__ inline void send16(void*, float4, TransferBarrier*, unsigned) {}
 #endif
 
 }  // namespace normext::cuda
@@ -220,6 +276,24 @@ inline unsigned cluster_size() { return emu::cluster_size(); }
 template <class T>
 const T* cluster_peer(const T* shared, unsigned rank) {
   return emu::cluster_peer(shared, rank);
+}
+
+inline void barrier_init(TransferBarrier* barrier, unsigned arrivals, EMU_WHERE) {
+  emu::barrier_init(barrier, arrivals, {file, line});
+}
+inline void fence_transfers() { emu::fence(); }
+inline void barrier_arrive(TransferBarrier* barrier, EMU_WHERE) { emu::arrive_expecting(barrier, 0, {file, line}); }
+inline void barrier_arrive_expecting(TransferBarrier* barrier, unsigned bytes, EMU_WHERE) {
+  emu::arrive_expecting(barrier, bytes, {file, line});
+}
+inline void barrier_wait(TransferBarrier* barrier, unsigned parity, EMU_WHERE) {
+  emu::await(barrier, parity, {file, line});
+}
+inline void bulk_copy(void* shared, const void* global, unsigned bytes, TransferBarrier* barrier, EMU_WHERE) {
+  emu::bulk_copy(shared, global, bytes, barrier, {file, line});
+}
+inline void send16(void* shared, float4 value, TransferBarrier* barrier, unsigned rank, EMU_WHERE) {
+  emu::send(shared, &value, sizeof(value), barrier, rank, {file, line});
 }
 
 }  // namespace normext::cuda
