@@ -13,6 +13,7 @@ namespace normext::test {
 struct Setting {
   std::string name;
   std::function<void()> apply;
+  bool for_long_rows = false;  // for the forward of row norms of more than 8 KB, and nothing else
 };
 const std::vector<Setting>& settings(int64_t elements);
 

@@ -25,24 +25,32 @@ struct NamedDevice {
 const NamedDevice kDevices[] = {{{.sm_count = 2, .max_shared_bytes = 227 << 10, .has_clusters = true}, "clusters"},
                                 {{.sm_count = 24, .max_shared_bytes = 48 << 10, .has_clusters = false}, "no clusters"}};
 
-Setting make_setting(const Schedule& schedule, const NamedDevice& device) {
-  return {schedule.name + std::string(" schedule, ") + device.name, [&] {
+// Long rows fit into the first one's shared memory, as a ring or, where that has no room, beside their parameters; here
+// none of them is a ring.
+const NamedDevice kOlder = {{.sm_count = 2, .max_shared_bytes = 163 << 10, .has_clusters = false}, "older"};
+
+Setting make_setting(const Schedule& schedule, const NamedDevice& device, bool for_long_rows = false) {
+  return {schedule.name + std::string(" schedule, ") + device.name,
+          [&] {
             emu::options.order = schedule.order;
             emu::device = device.device;
-          }};
+          },
+          for_long_rows};
 }
 
 }  // namespace
 
 const int64_t kLarge = 4000;
 
-// Backward with clusters, at random without, and forward on one of both devices, drawn for each case.
+// Backward with clusters, at random without, and forward on one of both devices, drawn for each case. Long rows at
+// random with clusters as well, and on an older device.
 const std::vector<Setting>& settings(int64_t) {
-  static const std::vector<Setting> choices[] = {
-      {make_setting(kSchedules[0], kDevices[0]), make_setting(kSchedules[1], kDevices[0]),
-       make_setting(kSchedules[2], kDevices[1])},
-      {make_setting(kSchedules[0], kDevices[1]), make_setting(kSchedules[1], kDevices[0]),
-       make_setting(kSchedules[2], kDevices[1])}};
+  const auto with = [](const NamedDevice& forward) -> std::vector<Setting> {
+    return {make_setting(kSchedules[0], forward), make_setting(kSchedules[1], kDevices[0]),
+            make_setting(kSchedules[2], kDevices[1]), make_setting(kSchedules[2], kDevices[0], true),
+            make_setting(kSchedules[2], kOlder, true)};
+  };
+  static const std::vector<Setting> choices[] = {with(kDevices[0]), with(kDevices[1])};
   static std::minstd_rand draw;  // the same in every process
   return choices[draw() >> 8 & 1];
 }
@@ -100,6 +108,8 @@ std::vector<RowNormShape> row_norm_shapes() {
   // Blocks that go round several times, and more partial sums than are added up at once.
   // Two rows to a block, no row fetched ahead, rows of any alignment.
   shapes.insert(shapes.end(), {{200, 24}, {4000, 8}, {40, 300}, {5, 9000}, {41, 1536}, {7, 16384, false}, {61, 1031}});
+  // More rows than all stages of a ring hold: the others are drawn.
+  shapes.push_back({17, 9000, false});
   return shapes;
 }
 

@@ -1,7 +1,8 @@
 """The emulator finds planted bugs (planted_bugs.h), takes the same kernels without them, and does what CUDA does.
 
-What breaks a rule is an error or a sanitizer's report, in every schedule. A race shows as wrong values, or as an access to
-what is on its way, and need not do so in each schedule. A line of a kernel that ends in a comment with a bug's name must be named in what finds the bug.
+What breaks a rule is an error or a sanitizer's report, in every schedule. A race shows as wrong values, or as an access
+to what is on its way, and need not do so in each schedule. A line of a kernel that ends in a comment with a bug's name
+must be named in what finds the bug.
 """
 
 import os

@@ -88,6 +88,7 @@ class Shape:
         self.centered = "Uncentered" not in arguments
         self.is_long = self.name.startswith(("long_", "add_rows"))
         self.is_onchip = self.name.endswith("onchip_kernel")
+        self.is_ring = self.name.startswith("ring_")
         self.is_tiled = re.match("sum_(planes|columns|rows)|map_(planes|columns)", self.name) is not None
         if self.is_row:  # type, statistics, source, lanes, vectors; backward: whether by clusters; whether aligned
             self.cluster = self.name == "row_norm_backward_kernel" and arguments[5] == "true"
@@ -124,6 +125,8 @@ class Shape:
             return max(self.lanes, 128)  # kRowThreads
         if self.is_onchip:
             return int(arguments[2])
+        if self.is_ring:
+            return 1024  # kRingThreads, of one block or of several
         if self.name == "sum_partials_kernel":
             return 512
         return 128 if re.match("finish|update|sum_columns|group_norm_(finish|parameters)", self.name) else 256
@@ -160,8 +163,9 @@ def no_local_memory(kernel: Kernel, _: str) -> Iterator[str]:
 
 @rule
 def no_atomics(kernel: Kernel, _: str) -> Iterator[str]:
-    """They come in another order on every run."""
-    yield from at_most(kernel, 0, "atomics", r"ATOM|RED(\.|G|S|UX)")
+    """They come in another order on every run. Rings draw a row's number so: at first, and whenever a stage is free."""
+    drawn = 2 if Shape(kernel).is_ring else 0
+    yield from at_most(kernel, drawn, "atomics", r"ATOM|RED(\.|G|S|UX)")
 
 
 @rule
@@ -208,7 +212,7 @@ def planned_blocks(kernel: Kernel, shape: Shape, architecture: str) -> int:
         return 3 if shape.inputs == 1 else 2  # kMapColumnBlocks
     if re.match("finish_|group_norm_(finish|parameters)", shape.name):
         return 4  # kFinishBlocks
-    return 2
+    return 1 if shape.is_ring else 2
 
 
 @rule
@@ -319,6 +323,22 @@ def data_moves_by_vectors(kernel: Kernel, _: str) -> Iterator[str]:
 
 
 @rule
+def rings_are_filled_by_bulk_copies(kernel: Kernel, architecture: str) -> Iterator[str]:
+    """And read by vectors, once for each sum and once for the output; parameters alone are loaded otherwise."""
+    shape = Shape(kernel)
+    if not shape.is_ring or architecture == "sm_80":
+        yield from at_most(kernel, 0, "bulk copies", "UBLKCP")
+        return
+    yield from at_least(kernel, 1, "bulk copies", "UBLKCP")
+    yield from at_least(kernel, 1, "waits for them", r"SYNCS\.PHASECHK")
+    yield from at_most(kernel, shape.parameters * (2 if shape.half else 1), "loads of 128 bits", VECTOR_LOAD)
+    passes = 3 if shape.centered else 2
+    yield from at_least(kernel, 4 * (passes + shape.parameters), "loads of 128 bits from shared memory", r"LDS\.128")
+    yield from at_least(kernel, 4, "stores of 128 bits", VECTOR_STORE)
+    yield from at_most(kernel, shape.statistics, "narrower stores", NARROW_STORE)
+
+
+@rule
 def stashes_are_of_vectors(kernel: Kernel, _: str) -> Iterator[str]:
     """Of shared memory: what is stashed by vectors; what blocks exchange for their sums is narrower."""
     shape = Shape(kernel)
@@ -361,6 +381,8 @@ def expected_shuffles(shape: Shape) -> int:
     if shape.is_row:
         steps = int(math.log2(shape.lanes)) + (3 if shape.cluster else 0)
         return shape.row_sums * steps * (2 if shape.dtype == "double" else 1)  # 32 bits at a time
+    if shape.is_ring:
+        return shape.row_sums * 2 * 5  # the lanes of a warp, and the warps of a block
     if shape.is_onchip or shape.name in ("sum_planes_kernel", "sum_rows_kernel"):
         values = shape.sums
         if shape.is_onchip and shape.inputs == 1 and shape.dtype == "double":
@@ -389,7 +411,7 @@ def sums_go_through_shuffles(kernel: Kernel, _: str) -> Iterator[str]:
 def barriers_where_blocks_share(kernel: Kernel, _: str) -> Iterator[str]:
     """The kernels of rows always have them: parameters in shared memory."""
     shape = Shape(kernel)
-    always = "row_norm|map_columns|sum_(planes|columns|rows|partials)|group_norm_(finish|parameters)"
+    always = "row_norm|ring|map_columns|sum_(planes|columns|rows|partials)|group_norm_(finish|parameters)"
     if shape.threads == 32:  # a warp, which needs none: the compiler may leave them in
         return
     if shape.is_onchip or re.match(always, shape.name):

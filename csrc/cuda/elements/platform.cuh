@@ -164,6 +164,16 @@ __device__ inline void await_copies() {
 #endif
 }
 
+// Takes the next number. Who gets which is left to chance: no result may depend on it.
+__device__ inline unsigned take_next(unsigned* counter) {
+  unsigned taken;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;"
+               : "=r"(taken)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
+  return taken;
+}
+
 // Clusters. Code that calls these is compiled for every architecture, and launched only where device().has_clusters.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 __device__ inline void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
@@ -210,15 +220,6 @@ __device__ inline void bulk_copy(void* shared, const void* global, unsigned byte
                "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
-// 16 bytes to the same place in block `rank` of the cluster, counted by the barrier at the same place there.
-__device__ inline void send16(void* shared, float4 value, TransferBarrier* barrier, unsigned rank) {
-  asm volatile(
-      "{\n.reg .b32 to, at;\nmapa.shared::cluster.u32 to, %0, %6;\nmapa.shared::cluster.u32 at, %5, %6;\n"
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [to], {%1, %2, %3, %4}, [at];\n}" ::"r"(
-          shared_address(shared)),
-      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(shared_address(barrier)), "r"(rank)
-      : "memory");
-}
 #else
 __device__ inline void cluster_arrive() {}
 __device__ inline void cluster_wait() {}
@@ -234,7 +235,6 @@ __device__ inline void barrier_arrive(TransferBarrier*) {}
 __device__ inline void barrier_arrive_expecting(TransferBarrier*, unsigned) {}
 __device__ inline void barrier_wait(TransferBarrier*, unsigned) {}
 __device__ inline void bulk_copy(void*, const void*, unsigned, TransferBarrier*) {}
-__device__ inline void send16(void*, float4, TransferBarrier*, unsigned) {}
 #endif
 
 }  // namespace normext::cuda
@@ -268,6 +268,7 @@ inline void store16(void* global, uint4 bits) { *static_cast<uint4*>(global) = b
 inline void store16_shared(void* shared, uint4 bits) { *static_cast<uint4*>(shared) = bits; }
 inline void copy16_to_shared(void* shared, const void* global) { memcpy(shared, global, 16); }
 inline void await_copies() {}
+inline unsigned take_next(unsigned* counter) { return (*counter)++; }
 
 inline void cluster_arrive(EMU_WHERE) { emu::cluster_arrive({file, line}); }
 inline void cluster_wait(EMU_WHERE) { emu::cluster_wait({file, line}); }
@@ -291,9 +292,6 @@ inline void barrier_wait(TransferBarrier* barrier, unsigned parity, EMU_WHERE) {
 }
 inline void bulk_copy(void* shared, const void* global, unsigned bytes, TransferBarrier* barrier, EMU_WHERE) {
   emu::bulk_copy(shared, global, bytes, barrier, {file, line});
-}
-inline void send16(void* shared, float4 value, TransferBarrier* barrier, unsigned rank, EMU_WHERE) {
-  emu::send(shared, &value, sizeof(value), barrier, rank, {file, line});
 }
 
 }  // namespace normext::cuda

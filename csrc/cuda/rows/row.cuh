@@ -76,6 +76,19 @@ __device__ void load_parameters(const void* parameters, DType dtype, Index colum
   });
 }
 
+// terms[0] becomes the sum of all terms, pairwise: short sums round less.
+template <class A, int kSize, int kCount>
+__device__ void sum_pairwise(A (&terms)[kSize][kCount]) {
+#pragma unroll
+  for (int half = kSize / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) terms[i][k] += terms[i + half][k];
+    }
+  }
+}
+
 // Which row and which columns of it are a thread's: kVecs vectors, neighbouring threads' next to each other; or, where
 // rows are not aligned, as many single elements. The blocks of a cluster have equal shares of the row, one behind the
 // other.

@@ -1,4 +1,5 @@
-// row_launches.cuh -- how many threads share a row of which length, and how much of it each of them has: as data.
+// row_launches.cuh -- how many threads share a row of which length, and how much of it each of them has: as data, or
+// for a ring in shared memory by a rule.
 #pragma once
 #include <cstdint>
 #include <iterator>

@@ -3,6 +3,7 @@
 //   row_norm_forward_kernel   rows of up to 4096 vectors of 16 bytes, unaligned ones of up to 1024, if their parameters
 //                             find room in shared memory; with a residual, aligned rows of up to 2048 vectors, or 1024
 //                             with one of float32 beside a half input
+//   row_ring.cuh              instead of it from sm_90 on, for many of the longer rows
 //   row_norm_long.cuh         longer rows; before them or the kernel above, add_rows_kernel, for other sums
 //
 // A block holds weight and bias in shared memory and goes through a few rows, the next row's vectors on their way while
@@ -47,7 +48,7 @@ struct Row {
     for (int i = 0; i < kVec<T>; ++i) out[i] = fma(values[v][i], scale, -about);
   }
 
-  // totals = sum of f(difference) over this thread's values, pairwise within a vector: short sums round less.
+  // totals = sum of f(difference) over this thread's values.
   template <int kCount, class F>
   __device__ void sum(A scale, A about, const F& f, A (&totals)[kCount]) {
 #pragma unroll
@@ -62,36 +63,13 @@ struct Row {
           for (int k = 0; k < kCount; ++k) terms[i][k] = part.column(v, i) < part.end() ? terms[i][k] : A(0);
         }
       }
-#pragma unroll
-      for (int half = kVec<T> / 2; half > 0; half /= 2) {
-#pragma unroll
-        for (int i = 0; i < half; ++i) {
-#pragma unroll
-          for (int k = 0; k < kCount; ++k) terms[i][k] += terms[i + half][k];
-        }
-      }
+      sum_pairwise(terms);
       const bool exists = part.column(v) < part.end();
 #pragma unroll
       for (int k = 0; k < kCount; ++k) totals[k] = (v == 0 ? A(0) : totals[k]) + (exists ? terms[0][k] : A(0));
     }
   }
 };
-
-// The statistics of a row: of values * scale, where the values' squares cannot be summed as they are. Of a row that
-// does not exist: anything.
-template <class OfRow, bool kShareBarriers, class ARow, class GroupSum, class A>
-__device__ OfRow row_statistics(ARow& row, bool exists, bool centered, A inverse_n, GroupSum& group_sum) {
-  OfRow s;
-  for (bool again = false;; again = true) {
-    const A scale = s.measure(row, centered, inverse_n, group_sum);
-    if (again) return s;
-    s.scale = scale;
-    // Rows that share a warp, or a block's barriers, go round together, since all must take part. A scale of 1 changes
-    // nothing.
-    const bool wants = exists && s.scale != 1;
-    if (!(kShareBarriers ? __syncthreads_or(wants) : __any_sync(0xffffffffu, wants))) return s;
-  }
-}
 
 // A row as it comes from memory: it is what it will be, or the input and the residual that are added.
 template <class T, class Source, int kVecs, class ARow>
@@ -269,6 +247,9 @@ bool row_norm_forward(const RowNormForward& op, Run& run) {
       [&]<RowLaunch kLaunch>() { return launch_row_norm_forward<T, Statistics, Source, kLaunch, kAligned>(op, run); });
 }
 
+template <class T>
+bool ring_forward(const RowNormForward& op, Run& run);  // row_ring.cu; whether it has launched its kernel
+
 // Of the input. float64 is rare, and its elements move as well one by one.
 template <class T>
 void row_norm_forward(const RowNormForward& op, Run& run) {
@@ -278,12 +259,14 @@ void row_norm_forward(const RowNormForward& op, Run& run) {
   if (sizeof(T) == 8 || !aligned) {
     launched = row_norm_forward<T, Either, InputRows<T>, false>(op, run);
   } else if constexpr (sizeof(T) < 8) {
-    if (op.statistics == RowStatistics::centered)
-      launched = row_norm_forward<T, Centered, InputRows<T>, true>(op, run);
-    else if (!op.bias)
-      launched = row_norm_forward<T, Uncentered, InputRows<T>, true>(op, run);
-    else
+    if (op.statistics == RowStatistics::uncentered && op.bias)
       launched = row_norm_forward<T, Either, SumRows<T>, true>(op, run);
+    else if (ring_forward<T>(op, run))
+      launched = true;
+    else if (op.statistics == RowStatistics::centered)
+      launched = row_norm_forward<T, Centered, InputRows<T>, true>(op, run);
+    else
+      launched = row_norm_forward<T, Uncentered, InputRows<T>, true>(op, run);
   }
   if (!launched) long_row_norm_forward<T, T>(op, run, aligned);
 }

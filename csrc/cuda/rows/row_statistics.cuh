@@ -41,6 +41,22 @@ struct RowShift {
   }
 };
 
+// The statistics of a row: of values * scale, where the values' squares cannot be summed as they are. Of a row that
+// does not exist: anything.
+template <class OfRow, bool kShareBarriers, class ARow, class GroupSum, class A>
+__device__ OfRow row_statistics(ARow& row, bool exists, bool centered, A inverse_n, GroupSum& group_sum) {
+  OfRow s;
+  for (bool again = false;; again = true) {
+    const A scale = s.measure(row, centered, inverse_n, group_sum);
+    if (again) return s;
+    s.scale = scale;
+    // Rows that share a warp, or a block's barriers, go round together, since all must take part. A scale of 1 changes
+    // nothing.
+    const bool wants = exists && s.scale != 1;
+    if (!(kShareBarriers ? __syncthreads_or(wants) : __any_sync(0xffffffffu, wants))) return s;
+  }
+}
+
 // ------------------------------------------------------------------------------------------------ LayerNorm
 // Centered rows, or, if kEither, those that the op says are.
 template <bool kEither>

@@ -11,7 +11,7 @@ __host__ __device__ int64_t shared_parameter_bytes(int64_t capacity) {
   return (capacity + kVec<T> - 1) / kVec<T> * kVec<T> * static_cast<int64_t>(sizeof(P));
 }
 template <class T>
-int64_t shared_parameter_bytes(DType param_dtype, int64_t capacity) {
+__host__ __device__ int64_t shared_parameter_bytes(DType param_dtype, int64_t capacity) {
   if (sizeof(T) == 2 && param_dtype == DType::float32) return shared_parameter_bytes<T, float>(capacity);
   return shared_parameter_bytes<T, T>(capacity);
 }
