@@ -9,6 +9,8 @@ That they find what they are for was tried with faults planted in the kernels, o
 - rows that share a warp and leave the loop of row_statistics() one by one: lanes wait for lanes that have returned;
 - blocks of a cluster that return before their peers have read their sums: memory of a block that has exited is read;
 - the exchange's memory reused for the sums of rows without a barrier between: wrong values, in some schedules;
+- a stage of a ring that is filled again while its row is read: AddressSanitizer, for it is on its way; a ring that does
+  not change its parity: an error;
 - store_row() stores one element too many: AddressSanitizer.
 """
 
