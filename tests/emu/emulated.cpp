@@ -25,8 +25,8 @@ struct NamedDevice {
 const NamedDevice kDevices[] = {{{.sm_count = 2, .max_shared_bytes = 227 << 10, .has_clusters = true}, "clusters"},
                                 {{.sm_count = 24, .max_shared_bytes = 48 << 10, .has_clusters = false}, "no clusters"}};
 
-// Long rows fit into the first one's shared memory, as a ring or, where that has no room, beside their parameters; here
-// none of them is a ring.
+// Without rings, and with room for the parameters of long rows: those go through kernels that newer GPUs have for what
+// a ring has no room for.
 const NamedDevice kOlder = {{.sm_count = 2, .max_shared_bytes = 163 << 10, .has_clusters = false}, "older"};
 
 Setting make_setting(const Schedule& schedule, const NamedDevice& device, bool for_long_rows = false) {
