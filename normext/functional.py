@@ -313,34 +313,25 @@ def batch_norm(
         tensor([[0.0000],
                 [1.5000]])
     """
-    fused: dict[str, Any] = {}
-    if residual is not None or activation is not None:
-        name, slope = parts(activation)
-        fused = {"residual": residual, "activation": name, "slope": slope}
+    plain = residual is None and activation is None
     if is_compiling():
         if not isinstance(training, bool):  # an operator would take other things for one
             given = type(training).__name__
             raise TypeError(f"batch_norm(): argument 'training' (position 6) must be bool, not {given}")
         norm = transforms.batch_norm if transforms.compiled() else torch.ops.normext.batch_norm
-        return norm(input, running_mean, running_var, weight, bias, training, momentum, eps, **fused)
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
-        beyond: dict[str, Any] = {"residual": residual, "activation": activation} if fused else {}
-        return handle_torch_function(
-            batch_norm,
-            (input, running_mean, running_var, weight, bias, residual),
-            input,
-            running_mean,
-            running_var,
-            weight=weight,
-            bias=bias,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-            **beyond,
-        )
-    if transforms.active():
-        return transforms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, **fused)
-    return _C.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, **fused)
+    elif has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
+        tensors = (input, running_mean, running_var, weight, bias, residual)
+        options: dict[str, Any] = {"training": training, "momentum": momentum, "eps": eps}
+        if not plain:
+            options |= {"residual": residual, "activation": activation}
+        return handle_torch_function(batch_norm, tensors, *tensors[:3], weight=weight, bias=bias, **options)
+    else:
+        norm = transforms.batch_norm if transforms.active() else _C.batch_norm
+    if plain:
+        return norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    name, slope = parts(activation)
+    fused: dict[str, Any] = {"residual": residual, "activation": name, "slope": slope}
+    return norm(input, running_mean, running_var, weight, bias, training, momentum, eps, **fused)
 
 
 def group_norm(
