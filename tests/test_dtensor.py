@@ -55,6 +55,10 @@ NORMS = {
     "batch_norm-silu": lambda: _norm(normext.BatchNorm1d, 6, activation="silu"),
     "batch_norm-no_affine": lambda: _norm(normext.BatchNorm1d, 6, affine=False),
     "batch_norm-no_running": lambda: _norm(normext.BatchNorm1d, 6, track_running_stats=False),
+    "group_norm": lambda: _norm(normext.GroupNorm, 3, 6),
+    "group_norm-silu": lambda: _norm(normext.GroupNorm, 3, 6, activation="silu"),
+    "instance_norm-running": lambda: _norm(normext.InstanceNorm1d, 6, affine=True, track_running_stats=True),
+    "instance_norm-eval": lambda: _norm(normext.InstanceNorm1d, 6, track_running_stats=True, training=False),
 }
 
 # Dimensions of the input that each norm can be sharded over as it is.
@@ -69,6 +73,10 @@ LOCAL = {
     "batch_norm-silu": (1,),
     "batch_norm-no_affine": (1,),
     "batch_norm-no_running": (1,),
+    "group_norm": (0,),
+    "group_norm-silu": (0,),
+    "instance_norm-running": (),
+    "instance_norm-eval": (0, 1, 2),
 }
 
 

@@ -49,6 +49,10 @@ class Norms(nn.Module):
                 normext.BatchNorm2d(4, track_running_stats=False),
                 normext.BatchNorm2d(4, affine=False, track_running_stats=False),
                 normext.BatchNorm2d(4, activation="relu"),
+                normext.GroupNorm(2, 4),
+                normext.GroupNorm(2, 4, affine=False, activation="silu"),
+                normext.InstanceNorm2d(4, activation=("leaky_relu", 0.1)),
+                normext.InstanceNorm2d(4, affine=True, track_running_stats=True),
             ]
             self.norms.extend(norm.to(parameters) for norm in norms)
             self.dtypes += [dtype] * len(norms)
@@ -75,6 +79,9 @@ class Operators(nn.Module):
             ops.batch_norm(x, mean, var, bias),
             *ops.batch_norm_forward(x, mean, var, None, bias, False, 1e-3)[:3],
             *ops.batch_norm_forward(x, None, None, bias, None, True, 1e-3),
+            ops.group_norm(x, 4, bias, activation="relu"),
+            *ops.group_norm_forward(x, 2, bias, None, 1e-3, "leaky_relu", 0.2),
+            ops.instance_norm(x, mean, var, bias, use_input_stats=False, activation="silu"),
         )
 
 

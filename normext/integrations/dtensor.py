@@ -65,6 +65,11 @@ def channel_norm(arguments: Arguments) -> list[Layout]:
     return [channels, *({**_independent(dim), "statistics": Replicate()} for dim in others)]
 
 
+def group_norm(arguments: Arguments) -> list[Layout]:
+    """Statistics of each sample. (Each part of the channels would have other groups than the call says.)"""
+    return [_independent(0)]
+
+
 def running_statistics(arguments: Arguments) -> list[Layout]:
     """Each channel's stand alone."""
     placements = {arguments[name].strategies[0].output_spec.placements for name in ("running_mean", "running_var")}
@@ -108,6 +113,8 @@ LAYOUTS = {
     ops.batch_norm_forward: channel_norm,
     ops.batch_norm_backward: channel_norm,
     ops.batch_norm_activation_backward: channel_norm,
+    ops.group_norm_forward: group_norm,
+    ops.group_norm_backward: group_norm,
     ops.batch_norm_update_stats: running_statistics,
 }
 for operator, layouts in LAYOUTS.items():

@@ -1,6 +1,6 @@
 """Translations for ``torch.onnx.export(dynamo=True)`` of the operators that an exported program is left with.
 
-Half types are computed in float32: RMSNorm and BatchNorm by casts, LayerNorm because ONNX defines it so.
+Half types are computed in float32: all but LayerNorm by casts, it because ONNX defines it so.
 """
 
 from typing import Any
@@ -164,12 +164,37 @@ def batch_norm_forward(
     return _rounded(output, computed, input), op.Identity(mean), rstd, var
 
 
+def group_norm_forward(
+    input: Value,
+    num_groups: int,
+    weight: Value | None,
+    bias: Value | None,
+    eps: float,
+    activation: str | None = None,
+    slope: float = SLOPE,
+) -> tuple[Value, Value, Value, Value]:
+    """``normext::group_norm_forward``, which ``normext::group_norm`` and ``instance_norm`` decompose into."""
+    computed = _statistics_type(input)
+    x = op.Reshape(_cast(input, computed), op.Constant(value_ints=[0, num_groups, -1]))
+    last = op.Constant(value_ints=[2])
+    mean = op.ReduceMean(x, last)
+    centered = op.Sub(x, mean)
+    variance = op.ReduceMean(op.Mul(centered, centered), last)
+    rstd = op.Reciprocal(op.Sqrt(op.Add(variance, op.Constant(value=ir.tensor(eps, computed)))))
+    output = op.Reshape(op.Mul(centered, rstd), op.Shape(input))
+    channels = op.Constant(value_ints=[-1] + [1] * (len(input.shape) - 2))  # the shape of a parameter beside the input
+    weight, bias = (None if p is None else op.Reshape(p, channels) for p in (weight, bias))
+    output = _followed(_affine(output, weight, bias, 0.0, computed), None, activation, slope, computed)
+    return _rounded(output, computed, input), *(op.Squeeze(statistic, last) for statistic in (mean, rstd, variance))
+
+
 TRANSLATIONS = (
     layer_norm_forward,
     rms_norm_forward,
     add_norm_forward,
     adaptive_norm_forward,
     batch_norm_forward,
+    group_norm_forward,
 )
 for translation in TRANSLATIONS:
     onnx_impl(getattr(torch.ops.normext, translation.__name__).default, no_compile=True)(translation)

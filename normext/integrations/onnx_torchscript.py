@@ -1,6 +1,6 @@
 """Symbolic functions for ``torch.onnx.export(dynamo=False)``: each norm is exported as its namesake in torch is.
 
-Half types are computed in float32: RMSNorm and BatchNorm by casts, LayerNorm because ONNX defines it so.
+Half types are computed in float32: all but LayerNorm by casts, it because ONNX defines it so.
 """
 
 from collections.abc import Callable
@@ -269,6 +269,66 @@ def batch_norm_forward(
     return output, mean, _rstd(g, variance, eps), var
 
 
+@parse_args("v", "i", "v", "v", "f", "s", "f")
+def group_norm_forward(
+    g: Graph,
+    input: Value,
+    num_groups: int,
+    weight: Value,
+    bias: Value,
+    eps: float,
+    activation: str | None,
+    slope: float,
+) -> tuple[Value, Value, Value, Value]:
+    """``normext::group_norm_forward``."""
+    own, computed = JitScalarType.from_value(input), _statistics_type(input)
+    x = g.op("Reshape", _cast(g, input, computed), g.op("Constant", value_t=torch.tensor([0, num_groups, -1])))
+    centered = g.op("Sub", x, _mean(g, x, [2], keepdims=True))
+    variance = _mean(g, g.op("Mul", centered, centered), [2], keepdims=True)
+    output = g.op("Reshape", g.op("Mul", centered, _rstd(g, variance, eps)), g.op("Shape", input))
+    dims = list(range(1, input.type().dim() - 1))
+    weight, bias = (p if _is_none(p) else _unsqueeze_helper(g, p, dims) for p in (weight, bias))
+    output = _followed(g, _affine(g, output, weight, bias, 0.0, computed), None, activation, slope)
+    mean, var = _mean_and_variance(g, x, [2], keepdims=False)
+    return _cast(g, output, own), mean, _rstd(g, var, eps), var
+
+
+@parse_args("v", "i", "v", "v", "f", "s", "f")
+def group_norm(
+    g: Graph,
+    input: Value,
+    num_groups: int,
+    weight: Value,
+    bias: Value,
+    eps: float,
+    activation: str | None,
+    slope: float,
+) -> Value:
+    """``normext::group_norm``."""
+    return group_norm_forward(g, input, num_groups, weight, bias, eps, activation, slope)[0]
+
+
+@parse_args("v", "v", "v", "v", "v", "b", "f", "f", "s", "f")
+def instance_norm(
+    g: Graph,
+    input: Value,
+    running_mean: Value,
+    running_var: Value,
+    weight: Value,
+    bias: Value,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    slope: float,
+) -> Value:
+    """``normext::instance_norm``."""
+    if use_input_stats:
+        return group_norm(g, input, input.type().sizes()[1], weight, bias, eps, activation, slope)
+    output = batch_norm(g, input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _followed(g, output, None, activation, slope)
+
+
 SYMBOLICS = (
     layer_norm,
     layer_norm_forward,
@@ -280,6 +340,9 @@ SYMBOLICS = (
     adaptive_rms_norm,
     batch_norm,
     batch_norm_forward,
+    group_norm,
+    group_norm_forward,
+    instance_norm,
 )
 for symbolic in SYMBOLICS:
     register_custom_op_symbolic(f"normext::{symbolic.__name__}", symbolic, OLDEST_OPSET)
