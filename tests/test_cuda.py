@@ -26,6 +26,7 @@ LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
     "layer_norm of a short row": lambda: normext.LayerNorm(SHAPE[-1]),
     "rms_norm": lambda: normext.RMSNorm(SHAPE[1:]),
     "batch_norm": lambda: normext.BatchNorm2d(SHAPE[1]),
+    "group_norm": lambda: normext.GroupNorm(8, SHAPE[1], activation="silu"),
 }
 layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 layouts = pytest.mark.parametrize("layout", [torch.Tensor.contiguous, channels_last], ids=["NCHW", "NHWC"])
@@ -158,7 +159,12 @@ PLANES = [(2, 3, 7, 7), (4, 19, 9, 9), (2, 64, 56, 56), (16, 3, 64, 64), (2, 5, 
 EVERY_SCHEDULE = [
     *[(norm, size, torch.Tensor.contiguous) for norm in ("LayerNorm", "RMSNorm") for size in ROWS],
     *[("BatchNorm1d", size, torch.Tensor.contiguous) for size in ((5, 3), (300, 70))],
-    *[("BatchNorm2d", size, layout) for size in PLANES for layout in (torch.Tensor.contiguous, channels_last)],
+    *[
+        (norm, size, layout)
+        for norm in ("BatchNorm2d", "InstanceNorm2d")
+        for size in PLANES
+        for layout in (torch.Tensor.contiguous, channels_last)
+    ],
 ]
 
 

@@ -55,8 +55,8 @@ NORMS = {
     "batch_norm-silu": lambda: _norm(normext.BatchNorm1d, 6, activation="silu"),
     "batch_norm-no_affine": lambda: _norm(normext.BatchNorm1d, 6, affine=False),
     "batch_norm-no_running": lambda: _norm(normext.BatchNorm1d, 6, track_running_stats=False),
-    "group_norm": lambda: _norm(normext.GroupNorm, 3, 6),
-    "group_norm-silu": lambda: _norm(normext.GroupNorm, 3, 6, activation="silu"),
+    "group_norm": lambda: _norm(normext.GroupNorm, 2, 6),
+    "group_norm-silu": lambda: _norm(normext.GroupNorm, 2, 6, activation="silu"),
     "instance_norm-running": lambda: _norm(normext.InstanceNorm1d, 6, affine=True, track_running_stats=True),
     "instance_norm-eval": lambda: _norm(normext.InstanceNorm1d, 6, track_running_stats=True, training=False),
 }

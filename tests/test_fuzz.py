@@ -164,6 +164,23 @@ def test_batch_norm(
     check(output, inputs, grad_output, expected)
 
 
+@fuzz
+@given(data=st.data(), pair=pairs, shape=shapes(2), affine=affines)
+def test_group_norm(backend: str, data: st.DataObject, pair: tuple, shape: list[int], affine: tuple) -> None:
+    torch.manual_seed(0)
+    assume(0 not in shape)
+    groups = data.draw(st.sampled_from([n for n in range(1, shape[1] + 1) if shape[1] % n == 0]), "groups")
+    assume(math.prod(shape) > groups)  # one value per group, of one sample, is an error
+    x, grad_output = (
+        data.draw(layouts(len(shape)), name)(values(*shape, dtype=pair[0], device=backend))
+        for name in ("input", "grad_output")
+    )
+    weight, bias = parameters(affine, shape[1], dtype=pair[1], device=backend)
+    expected = reference.group_norm(x, groups, weight, bias, grad_output=grad_output)
+    inputs = leaves(x, weight, bias)
+    check(normext.group_norm(inputs[0], groups, *inputs[1:]), inputs, grad_output, expected)
+
+
 def check(output: Tensor, inputs: list[Tensor | None], grad_output: Tensor, expected: reference.Norm) -> None:
     """The output, and the gradient of each input that is there."""
     assert_close(output, expected.output)

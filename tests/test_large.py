@@ -50,9 +50,8 @@ def test_layer_norm_of_a_long_row() -> None:
         assert_close(part, expected.grad_input)
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_batch_norm(layout: str) -> None:
-    channels, plane = 4, 2**14
+def samples_alike(layout: str, channels: int, plane: int) -> tuple[Tensor, Tensor]:
+    """Many samples, and one of them."""
     samples = 2**31 // (channels * plane) + 2
     shape = {"NCHW": (channels, plane), "NHWC": (plane, channels)}[layout]
     pattern = torch.randn(channels * plane).bfloat16()
@@ -60,7 +59,26 @@ def test_batch_norm(layout: str) -> None:
     sample = pattern.view(1, *shape, 1)
     if layout == "NHWC":
         x, sample = x.permute(0, 2, 1, 3), sample.permute(0, 2, 1, 3)
-    x.requires_grad_()
+    return x.requires_grad_(), sample
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_group_norm(layout: str) -> None:
+    x, sample = samples_alike(layout, 4, 2**14)
+    output = normext.group_norm(x, 2)
+    expected = reference.group_norm(sample, 2, grad_output=sample)
+    for part in (output[:1], output[-1:]):
+        assert_close(part, expected.output)
+    (grad,) = torch.autograd.grad(output, x, x.detach())
+    for part in (grad[:1], grad[-1:]):
+        assert_close(part, expected.grad_input)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_batch_norm(layout: str) -> None:
+    channels, plane = 4, 2**14
+    x, sample = samples_alike(layout, channels, plane)
+    samples = len(x)
     bias = torch.zeros(channels, requires_grad=True)
     output = normext.batch_norm(x, None, None, None, bias, training=True)
     expected = reference.batch_norm(sample, grad_output=sample)

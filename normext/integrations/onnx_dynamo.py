@@ -127,8 +127,9 @@ def _followed(z: Value, residual: Value | None, activation: str | None, slope: f
         z = op.Add(z, _cast(residual, computed))
     if activation == "silu":
         return op.Mul(z, op.Sigmoid(z))
-    if activation == "leaky_relu":
-        return op.LeakyRelu(z, alpha=slope)
+    if activation == "leaky_relu":  # onnxruntime has no LeakyRelu of float64
+        zero, factor = (op.Constant(value=ir.tensor(value, computed)) for value in (0.0, slope))
+        return op.Where(op.Less(z, zero), op.Mul(z, factor), z)
     return z if activation is None else op.Relu(z)
 
 

@@ -207,13 +207,16 @@ def adaptive_rms_norm(g: Graph, input: Value, scale: Value, shift: Value, eps: V
     return _adaptive_norm(g, input, scale, shift, _eps(eps, input), centered=False)
 
 
-def _followed(g: Graph, z: Value, residual: Value, activation: str | None, slope: float) -> Value:
+def _followed(
+    g: Graph, z: Value, residual: Value, activation: str | None, slope: float, computed: JitScalarType
+) -> Value:
     if not _is_none(residual):
         z = g.op("Add", z, residual)
     if activation == "silu":
         return g.op("Mul", z, g.op("Sigmoid", z))
-    if activation == "leaky_relu":
-        return g.op("LeakyRelu", z, alpha_f=slope)
+    if activation == "leaky_relu":  # onnxruntime has no LeakyRelu of float64
+        zero, factor = (g.op("Constant", value_t=torch.tensor(value, dtype=computed.dtype())) for value in (0.0, slope))
+        return g.op("Where", g.op("Less", z, zero), g.op("Mul", z, factor), z)
     return z if activation is None else g.op("Relu", z)
 
 
@@ -288,7 +291,7 @@ def group_norm_forward(
     output = g.op("Reshape", g.op("Mul", centered, _rstd(g, variance, eps)), g.op("Shape", input))
     dims = list(range(1, input.type().dim() - 1))
     weight, bias = (p if _is_none(p) else _unsqueeze_helper(g, p, dims) for p in (weight, bias))
-    output = _followed(g, _affine(g, output, weight, bias, 0.0, computed), None, activation, slope)
+    output = _followed(g, _affine(g, output, weight, bias, 0.0, computed), None, activation, slope, computed)
     mean, var = _mean_and_variance(g, x, [2], keepdims=False)
     return _cast(g, output, own), mean, _rstd(g, var, eps), var
 
@@ -324,9 +327,11 @@ def instance_norm(
 ) -> Value:
     """``normext::instance_norm``."""
     if use_input_stats:
-        return group_norm(g, input, input.type().sizes()[1], weight, bias, eps, activation, slope)
-    output = batch_norm(g, input, running_mean, running_var, weight, bias, False, momentum, eps)
-    return _followed(g, output, None, activation, slope)
+        channels = 0  # which is as many as there are, to Reshape
+        return group_norm(g, input, channels, weight, bias, eps, activation, slope)
+    own, computed = JitScalarType.from_value(input), _statistics_type(input)
+    output = batch_norm(g, _cast(g, input, computed), running_mean, running_var, weight, bias, False, momentum, eps)
+    return _cast(g, _followed(g, output, None, activation, slope, computed), own)
 
 
 SYMBOLICS = (
