@@ -242,7 +242,7 @@ def batch_norm(
     own, computed = JitScalarType.from_value(input), _statistics_type(input)
     tensors = (_cast(g, t, computed) for t in (input, weight, bias, running_mean, running_var))
     output = _torch(g, "batch_norm")(g, *tensors, training, momentum, eps, False)
-    return _cast(g, _followed(g, output, _cast(g, residual, computed), activation, slope), own)
+    return _cast(g, _followed(g, output, _cast(g, residual, computed), activation, slope, computed), own)
 
 
 @parse_args("v", "v", "v", "v", "v", "b", "f", "v", "s", "f")
@@ -329,9 +329,8 @@ def instance_norm(
     if use_input_stats:
         channels = 0  # which is as many as there are, to Reshape
         return group_norm(g, input, channels, weight, bias, eps, activation, slope)
-    own, computed = JitScalarType.from_value(input), _statistics_type(input)
-    output = batch_norm(g, _cast(g, input, computed), running_mean, running_var, weight, bias, False, momentum, eps)
-    return _cast(g, _followed(g, output, None, activation, slope, computed), own)
+    given = (running_mean, running_var, weight, bias)
+    return batch_norm(g, input, *given, False, momentum, eps, None, activation, slope)
 
 
 SYMBOLICS = (
