@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normext import functional as F
-from normext import tracing
+from normext import synchronized, tracing
 from normext.activations import Activation
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
     "RMSNorm",
+    "SyncBatchNorm",
 ]
 
 
@@ -259,6 +260,63 @@ class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
 
     As :class:`BatchNorm2d` it takes an activation, and a residual beside its input.
     """
+
+
+class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
+    """:class:`torch.nn.SyncBatchNorm`, on the CPU too: BatchNorm whose batch is that of all processes of a group.
+
+    In training, where ``torch.distributed`` has been set up, each process has a part of the batch, ``[N, C, *]``, with
+    an N of its own, which may be 0; the statistics are those of the whole, the same bits in every process, and so are
+    the running ones. Gradients of weight and bias are sums over the process's own part, which DDP and FSDP add up. In
+    evaluation, and without other processes, it is BatchNorm.
+
+    Everything that must be the same in all processes is the caller's: they call as many norms, forward and backward,
+    in one order. A batch of one value in all leaves the running statistics as they are, where BatchNorm refuses it.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as torch's.
+        process_group: whose parts make one batch; by default all processes'.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Takes and returns ``[N, C, *]``."""
+        group = synchronized.group_of(self.process_group) if self.training else None
+        if group is None or not isinstance(input, Tensor):
+            return super().forward(input)
+        self._check_input_dim(input)
+        self._check_non_zero_input_channels(input)
+        momentum: float | Tensor = self.momentum or 0.0
+        if self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = self.num_batches_tracked.double().reciprocal()
+        return synchronized.sync_batch_norm(
+            input,
+            self.running_mean if self.track_running_stats else None,
+            self.running_var if self.track_running_stats else None,
+            self.weight,
+            self.bias,
+            momentum,
+            self.eps,
+            group,
+        )
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
+        """A model with this class in the place of every BatchNorm, torch's or normext's, with their very tensors.
+
+        As torch's, it returns another module where ``module`` is a BatchNorm itself, and else the same one, changed.
+        """
+        norm = module
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            arguments = (module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+            norm = cls(*arguments, process_group, device="meta")
+            for tensors in ("_parameters", "_buffers"):
+                getattr(norm, tensors).update(getattr(module, tensors))
+            norm.training = module.training
+        for name, child in module.named_children():
+            norm.add_module(name, cls.convert_sync_batchnorm(child, process_group))
+        return norm
 
 
 class _LazyBatchNorm(_BatchNorm):

@@ -36,6 +36,7 @@ template void run_on_cuda(const RowNormForward&, at::Device);
 template void run_on_cuda(const RowNormBackward&, at::Device);
 template void run_on_cuda(const BatchNormForward&, at::Device);
 template void run_on_cuda(const BatchNormBackward&, at::Device);
+template void run_on_cuda(const BatchNormMerge&, at::Device);
 template void run_on_cuda(const BatchNormUpdate&, at::Device);
 template void run_on_cuda(const GroupNormForward&, at::Device);
 template void run_on_cuda(const GroupNormBackward&, at::Device);

@@ -68,6 +68,20 @@ TORCH_LIBRARY(normext, m) {
       "batch_norm_update_stats(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, "
       "SymInt count, float momentum) -> ()");
 
+  // BatchNorm over a batch in parts (see BatchNormMerge in csrc/ops): a part's moments, and the map by the whole's; a
+  // part's sums, and the gradient by the whole's. All of them are float64.
+  m.def("batch_norm_moments(Tensor input) -> Tensor moments");
+  m.def("batch_norm_merge(Tensor parts) -> Tensor moments");
+  m.def(
+      "batch_norm_map(Tensor input, Tensor moments, Tensor? weight, Tensor? bias, float eps) "
+      "-> (Tensor output, Tensor mean, Tensor rstd)");
+  m.def(
+      "batch_norm_gradient_sums(Tensor grad_output, Tensor input, Tensor moments, Tensor mean, Tensor rstd) "
+      "-> Tensor sums");
+  m.def(
+      "batch_norm_gradient_map(Tensor grad_output, Tensor input, Tensor moments, Tensor mean, Tensor rstd, "
+      "Tensor? weight, Tensor sums) -> Tensor grad_input");
+
   // The backward of GroupNorm is given the bias where there is an activation; `slope` is leaky_relu's.
   m.def(
       "group_norm(Tensor input, int num_groups, Tensor? weight=None, Tensor? bias=None, float eps=1e-05, *, "

@@ -14,6 +14,7 @@ struct RowNormForward;
 struct RowNormBackward;
 struct BatchNormForward;
 struct BatchNormBackward;
+struct BatchNormMerge;
 struct BatchNormUpdate;
 struct GroupNormForward;
 struct GroupNormBackward;

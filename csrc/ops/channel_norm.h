@@ -45,6 +45,10 @@ struct BatchNormForward {
   DType dtype, param_dtype;
   const void* residual = nullptr;
   Activation activation = {};
+  // A batch in parts, see BatchNormMerge: the first half finds this part's, and nothing else, into the first two
+  // arrays of `found`; the second maps by those of the whole batch, in the place of running statistics.
+  double* found = nullptr;
+  const double* given = nullptr;
 };
 
 // With scale = weight * rstd, means taken over a channel:
@@ -62,6 +66,21 @@ struct BatchNormBackward {
   const void *bias = nullptr, *residual = nullptr;
   void* grad_residual = nullptr;
   Activation activation = {};
+  // A batch in parts, as forward: `moments` are the whole batch's, which mean and rstd are rounded from. The first half
+  // finds the sums of g and g * xhat over this part, [2, channels]; the second is given those over the whole batch and
+  // maps. In training, without an activation; gradients of weight and bias are the sums.
+  const double* moments = nullptr;
+  double* found = nullptr;
+  const double* given = nullptr;
+};
+
+// What a part of a batch is to the whole: [2 * channels + 1] numbers, the means of its channels, the sums of squared
+// deviations from them, and how many elements a channel has, which may be none. Parts are merged in order, one by one
+// (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
+struct BatchNormMerge {
+  const double* parts;  // [count, 2 * channels + 1]
+  double* merged;       // [2 * channels + 1]
+  int64_t channels, count;
 };
 
 // running = (1 - momentum) * running + momentum * batch, with the unbiased variance var * count / (count - 1).

@@ -18,6 +18,7 @@ INTEGRATIONS = {
     "torch.onnx": "onnx_torchscript",
     "torch.onnx._internal.exporter._torchlib.ops": "onnx_dynamo",
     "torch.distributed.tensor": "dtensor",
+    "torch.nn.parallel.distributed": "ddp",
 }
 
 

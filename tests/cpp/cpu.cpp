@@ -77,6 +77,7 @@ template void run(const RowNormForward&);
 template void run(const RowNormBackward&);
 template void run(const BatchNormForward&);
 template void run(const BatchNormBackward&);
+template void run(const BatchNormMerge&);
 template void run(const BatchNormUpdate&);
 template void run(const GroupNormForward&);
 template void run(const GroupNormBackward&);

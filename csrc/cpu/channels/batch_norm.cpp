@@ -51,11 +51,12 @@ void forward(const BatchNormForward& op, int threads) {
   const P *running_mean = static_cast<const P*>(op.running_mean), *running_var = static_cast<const P*>(op.running_var);
   S *mean = static_cast<S*>(op.mean), *rstd = static_cast<S*>(op.rstd), *var = static_cast<S*>(op.var);
   const double eps = op.eps;
+  const bool evaluates = running_mean || op.given;
 
   // A slice of float64 elements is still in cache when it is summed a second time.
-  const Channels channels(op.shape, threads, op.residual ? 2 : 1, sizeof(T), !running_mean,
+  const Channels channels(op.shape, threads, op.residual ? 2 : 1, sizeof(T), !evaluates,
                           kTwoPasses<T> ? kCachedElements : 0);
-  const int64_t all = op.shape.channels, partials = running_mean ? 0 : channels.slices() * all;
+  const int64_t all = op.shape.channels, partials = evaluates ? 0 : channels.slices() * all;
   const ChannelArrays<S, 1> shifts(partials);
   const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
   const ChannelArrays<S, 6> coefficients(all);  // of Normalize, shift near zero, how far it is, the activation's slope
@@ -111,6 +112,11 @@ void forward(const BatchNormForward& op, int threads) {
       load_array(running_mean + begin, size, 0, weights);
       load_array(running_var + begin, size, 0, biases);
       for (int64_t i = 0; i < size; ++i) means[i] = weights[i], variances[i] = biases[i];
+    } else if (op.given) {
+      for (int64_t i = 0; i < size; ++i) {
+        means[i] = op.given[begin + i];
+        variances[i] = op.given[all + begin + i] / op.given[2 * all];
+      }
     } else {
       std::fill_n(means, size, 0);
       std::fill_n(variances, size, 0);
@@ -127,6 +133,11 @@ void forward(const BatchNormForward& op, int threads) {
           variances[i] = total.m2;
         }
         count += more;
+      }
+      if (op.found) {
+        std::copy_n(means, size, op.found + begin);
+        std::copy_n(variances, size, op.found + all + begin);
+        return;
       }
       for (int64_t i = 0; i < size; ++i) variances[i] /= count;
       for (int64_t i = 0; i < size; ++i) var[begin + i] = static_cast<S>(variances[i]);
@@ -173,13 +184,14 @@ void forward(const BatchNormForward& op, int threads) {
     });
   };
   const auto map = [&](int64_t block, int64_t slice) {
+    if (op.found) return;
     if (!is_plain) return map_and_activate(block, slice);
     with_map(block, [&]<class Map>(const S* const(&k)[Map::kCoefficients]) {
       channels.template map<Map, T>(block, slice, in, y, k);
     });
   };
   const auto map_and_reduce = [&](int64_t block, int64_t slice) {
-    if (few(slice) || !is_plain) {
+    if (few(slice) || !is_plain || op.found) {
       map(block, slice);
       return reduce(block + 1, slice);
     }
@@ -203,11 +215,11 @@ void backward(const BatchNormBackward& op, int threads) {
   P *grad_weight = static_cast<P*>(op.grad_weight), *grad_bias = static_cast<P*>(op.grad_bias);
   T* dx = static_cast<T*>(op.grad_input);
 
-  const bool sums_needed = grad_weight || grad_bias || op.training;
+  const bool sums_needed = !op.given && (grad_weight || grad_bias || op.training);
   const Channels channels(op.shape, threads, 2, sizeof(T), sums_needed);
   const int64_t all = op.shape.channels;
-  const double count = static_cast<double>(op.shape.batch * op.shape.plane);
-  const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);  // of GradientSums
+  const double count = op.moments ? op.moments[2 * all] : static_cast<double>(op.shape.batch * op.shape.plane);
+  const ChannelArrays<double, 3> sums(sums_needed || op.given ? channels.slices() * all : 0);  // of GradientSums
   const ChannelArrays<S, 6> coefficients(all);  // scale, slope, level; slope and level near zero, whether it is far
 
   // Whether sums by dot products may do: the mean is near zero in units of the deviation, as in sound(). (In evaluation
@@ -250,11 +262,27 @@ void backward(const BatchNormBackward& op, int threads) {
     load_array(weight ? weight + begin : nullptr, size, 1, scale);
     for (int64_t i = 0; i < size; ++i)
       scale[i] = static_cast<S>(static_cast<double>(r[i]) * static_cast<double>(scale[i]));
-    if (!sums_needed) return;
+    if (!sums_needed && !op.given) return;
     double *const g = sums[0] + begin, *const g_xhat = sums[1] + begin, *const xhat = sums[2] + begin;
-    for (int64_t slice = 1; slice < channels.slices(); ++slice)
+    for (int64_t slice = 1; sums_needed && slice < channels.slices(); ++slice)
       for (double* const total : {g, g_xhat, xhat})
         for (int64_t i = 0; i < size; ++i) total[i] += total[slice * all + i];
+    // In a batch in parts what the mean is off by is known: each part corrects its sums by it.
+    const auto offset_of = [&](int64_t i) { return (op.moments[begin + i] - m[i]) * r[i]; };
+    if (op.found) {
+      for (int64_t i = 0; i < size; ++i) {
+        op.found[begin + i] = g[i];
+        op.found[all + begin + i] = g_xhat[i] - offset_of(i) * g[i];
+      }
+      return;
+    }
+    if (op.given) {
+      for (int64_t i = 0; i < size; ++i) {
+        g[i] = op.given[begin + i];
+        g_xhat[i] = op.given[all + begin + i] + offset_of(i) * g[i];
+        xhat[i] = offset_of(i) * count;
+      }
+    }
     // In evaluation the mean is a given number, not the data's: nothing to correct.
     if (!op.training) std::fill_n(xhat, size, 0);
     S dw[kFinishedAtOnce], db[kFinishedAtOnce];
@@ -426,6 +454,24 @@ void update(const BatchNormUpdate& op) {
   blend(op.running_var, op.var, unbiased);
 }
 
+// Chan's formula in float64; a part of no elements changes nothing.
+void merge(const BatchNormMerge& op) {
+  const int64_t all = op.channels, stride = 2 * all + 1;
+  double* const count = op.merged + 2 * all;
+  std::copy_n(op.parts, stride, op.merged);
+  for (int64_t part = 1; part < op.count; ++part) {
+    const double* const from = op.parts + part * stride;
+    if (from[2 * all] == 0) continue;
+    for (int64_t c = 0; c < all; ++c) {
+      Moments total{*count, op.merged[c], op.merged[all + c]};
+      total += {from[2 * all], from[c], from[all + c]};
+      op.merged[c] = total.mean;
+      op.merged[all + c] = total.m2;
+    }
+    *count += from[2 * all];
+  }
+}
+
 template <>
 void run(const BatchNormForward& op, int threads) {
   with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { forward<T, P>(op, threads); });
@@ -433,6 +479,10 @@ void run(const BatchNormForward& op, int threads) {
 template <>
 void run(const BatchNormBackward& op, int threads) {
   with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { backward_of_all<T, P>(op, threads); });
+}
+template <>
+void run(const BatchNormMerge& op, int) {
+  merge(op);
 }
 template <>
 void run(const BatchNormUpdate& op, int) {
@@ -443,4 +493,5 @@ void run(const BatchNormUpdate& op, int) {
 
 template void normext::cpu::run_on<normext::cpu::kIsa>(const BatchNormForward&, int);
 template void normext::cpu::run_on<normext::cpu::kIsa>(const BatchNormBackward&, int);
+template void normext::cpu::run_on<normext::cpu::kIsa>(const BatchNormMerge&, int);
 template void normext::cpu::run_on<normext::cpu::kIsa>(const BatchNormUpdate&, int);
