@@ -126,8 +126,12 @@ def _many_elements() -> None:
     samples = UNEVEN[dist.get_world_size()]
     torch.set_num_threads(2)
     for channels, plane in ((40, 3000), (700, 1)):
-        _check(3 + torch.randn(4 * sum(samples), channels, plane), tuple(4 * n for n in samples),
-               _module(channels, torch.float32), scale=4)
+        _check(
+            3 + torch.randn(4 * sum(samples), channels, plane),
+            tuple(4 * n for n in samples),
+            _module(channels, torch.float32),
+            scale=4,
+        )
     torch.set_num_threads(1)
 
 
@@ -436,7 +440,9 @@ def test_convert() -> None:
 
 @pytest.mark.parametrize("cls", [nn.BatchNorm2d, normext.BatchNorm2d, nn.SyncBatchNorm])
 def test_convert_sync_batchnorm(cls: type[nn.Module]) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(cls(4, momentum=0.3, eps=1e-3).eval()), cls(4, affine=False))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Sequential(cls(4, momentum=0.3, eps=1e-3).eval()), cls(4, affine=False)
+    )
     before = dict(model.state_dict(keep_vars=True))
     converted = normext.SyncBatchNorm.convert_sync_batchnorm(model, "group")
     assert converted is model
@@ -448,8 +454,6 @@ def test_convert_sync_batchnorm(cls: type[nn.Module]) -> None:
 
 
 # The operators
-
-
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

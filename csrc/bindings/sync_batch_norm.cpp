@@ -74,9 +74,7 @@ struct Backward {
 };
 
 // ------------------------------------------------------------------------------------------------ kernels and shapes
-Tensor moments_meta(const Tensor& input) {
-  return float64(input, 2 * check_input("batch_norm_moments", input) + 1);
-}
+Tensor moments_meta(const Tensor& input) { return float64(input, 2 * check_input("batch_norm_moments", input) + 1); }
 
 Tensor moments_kernel(const Tensor& input) {
   const Tensor moments = moments_meta(input);
@@ -175,8 +173,7 @@ Tensor gradient_map_meta(const Tensor& grad_output, const Tensor& input, const T
 
 Tensor gradient_map_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& moments, const Tensor& mean,
                            const Tensor& rstd, const MaybeTensor& maybe_weight, const Tensor& maybe_strided) {
-  const Tensor grad_input =
-      gradient_map_meta(grad_output, input, moments, mean, rstd, maybe_weight, maybe_strided);
+  const Tensor grad_input = gradient_map_meta(grad_output, input, moments, mean, rstd, maybe_weight, maybe_strided);
   if (input.numel() == 0) return grad_input;
   const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight)), sums = maybe_strided.contiguous();
   Backward backward(grad_output, input, moments, mean, rstd);

@@ -84,6 +84,17 @@ __device__ void finish_forward(const BatchNormForward& op, int64_t channel, cons
   Normalize::coefficients(moments.mean, rstd, affine.weight, affine.bias, k);
 }
 
+// Those of TrainingGradient.
+template <class A>
+__device__ void gradient_coefficients(double g, const CenteredSums& sums, double inverse_n,
+                                      const ChannelScale<A>& scale, A (&k)[5]) {
+  k[0] = static_cast<A>(static_cast<double>(scale.rstd) * scale.weight);
+  k[1] = scale.mean;
+  k[2] = scale.rstd;
+  k[3] = static_cast<A>(-sums.g_xhat * inverse_n);
+  k[4] = static_cast<A>((g - sums.offset * sums.g_xhat) * inverse_n);
+}
+
 // Writes a channel's weight and bias gradients and gives its coefficients in training, from the sums of dy, dy * xhat
 // and xhat.
 template <class T>
@@ -96,24 +107,42 @@ __device__ void finish_backward(const BatchNormBackward& op, int64_t channel, co
     if (op.grad_weight) store_parameter<T>(op.grad_weight, op.param_dtype, channel, c.g_xhat);
     if (op.grad_bias) store_parameter<T>(op.grad_bias, op.param_dtype, channel, sums[0]);
   }
-  k[0] = static_cast<A>(static_cast<double>(scale.rstd) * scale.weight);
-  k[1] = scale.mean;
-  k[2] = scale.rstd;
-  k[3] = static_cast<A>(-c.g_xhat * inverse_n);
-  k[4] = static_cast<A>((sums[0] - c.offset * c.g_xhat) * inverse_n);
+  gradient_coefficients(sums[0], c, inverse_n, scale, k);
+}
+
+// A batch in parts: writes a part's sums, or gives a channel's coefficients by the whole's. What the mean is off by is
+// known.
+template <class T>
+__device__ void finish_part(const BatchNormBackward& op, int64_t channel, const double (&sums)[3],
+                            const ChannelScale<Compute<T>>& scale, bool write, Compute<T> (&k)[5]) {
+  const int64_t channels = op.shape.channels;
+  const double offset = (op.moments[channel] - static_cast<double>(scale.mean)) * static_cast<double>(scale.rstd);
+  if (op.found) {
+    if (!write) return;
+    op.found[channel] = sums[0];
+    op.found[channels + channel] = sums[1] - offset * sums[0];
+  } else {
+    const CenteredSums whole{offset, op.given[channels + channel]};
+    gradient_coefficients(op.given[channel], whole, 1 / op.moments[2 * channels], scale, k);
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ evaluation
-// The running statistics', computed where they are needed.
+// Of the running statistics, or of a whole batch's moments, computed where they are needed.
 template <class T>
 struct EvaluationCoefficients {
   BatchNormForward op;
 
   __device__ void operator()(int64_t channel, Compute<T> (&k)[3], bool first) const {
-    finish_forward<T>(op, channel,
-                      {parameter<T>(op.running_mean, op.param_dtype, channel, 0),
-                       parameter<T>(op.running_var, op.param_dtype, channel, 1)},
-                      ChannelAffine::load(Type<T>{}, op, channel), first, k);
+    finish_forward<T>(op, channel, moments(channel), ChannelAffine::load(Type<T>{}, op, channel), first, k);
+  }
+
+ private:
+  __device__ Moments moments(int64_t channel) const {
+    const int64_t channels = op.shape.channels;
+    if (op.given) return {op.given[channel], op.given[channels + channel] / op.given[2 * channels]};
+    return {parameter<T>(op.running_mean, op.param_dtype, channel, 0),
+            parameter<T>(op.running_var, op.param_dtype, channel, 1)};
   }
 };
 template <class T>
@@ -134,7 +163,7 @@ struct ActivatedCoefficients {
   StoredCoefficients<Compute<T>, 3> stored;
 
   __device__ void operator()(int64_t channel, Compute<T> (&k)[3], bool first) const {
-    if (evaluation.op.running_mean)
+    if (evaluation.op.running_mean || evaluation.op.given)
       evaluation(channel, k, first);
     else
       stored(channel, k, first);
@@ -186,7 +215,14 @@ __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
   partials.sum(channel, sums);
   __syncwarp();  // all lanes have read the shift before the mean, which it may be, is written
   const bool write = threadIdx.x % kWarpSize == 0;
-  finish_forward<T>(op, channel, Moments::of(sums, shift[0], partials.inverse_count), affine, write, k);
+  const auto moments = Moments::of(sums, shift[0], partials.inverse_count);
+  if (op.found) {
+    if (!write) return;
+    op.found[channel] = moments.mean;
+    op.found[op.shape.channels + channel] = moments.variance * static_cast<double>(op.shape.batch * op.shape.plane);
+    return;
+  }
+  finish_forward<T>(op, channel, moments, affine, write, k);
   if (write) coefficients.store(channel, k);
 }
 
@@ -202,8 +238,11 @@ __global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
   partials.sum(channel, sums);
   Compute<T> k[5];
   const bool write = threadIdx.x % kWarpSize == 0;
-  finish_backward<T>(op, channel, sums, partials.inverse_count, scale, write, k);
-  if (write) coefficients.store(channel, k);
+  if (op.moments)
+    finish_part<T>(op, channel, sums, scale, write, k);
+  else
+    finish_backward<T>(op, channel, sums, partials.inverse_count, scale, write, k);
+  if (write && !op.found) coefficients.store(channel, k);
 }
 
 // ------------------------------------------------------------------------------------------------ running statistics

@@ -213,7 +213,7 @@ StoredCoefficients<Compute<T>, 3> launch_statistics(const BatchNormForward& op, 
   for (int pass = 0; pass < (std::is_same_v<T, double> ? 2 : 1); ++pass) {
     const Partials partials = launch_sums<T, MomentSums<A>, ColumnMoments<T>>(op.shape, run, inputs, shift, aligned);
     run.launch(finish_forward_kernel<T>, finish_launch(op.shape.channels), op, partials, shift, coefficients);
-    shift.mean = static_cast<const A*>(op.mean);
+    shift.mean = static_cast<const A*>(op.found ? op.found : op.mean);
   }
   return coefficients;
 }
@@ -224,7 +224,7 @@ void activated_forward(const BatchNormForward& op, Run& run) {
   using A = Compute<T>;
   const bool aligned = is_aligned(op.input, op.residual, op.output);
   ActivatedCoefficients<T> coefficients{{op}, {}};
-  if (!op.running_mean) coefficients.stored = launch_statistics<T>(op, run, aligned);
+  if (!op.running_mean && !op.given) coefficients.stored = launch_statistics<T>(op, run, aligned);
   launch_map<T>(op.shape, run, {{static_cast<const T*>(op.input), static_cast<const T*>(op.residual)}}, op.output,
                 coefficients, aligned, ActivatedNormalize<A, 2>{Activate<A>(op.activation)});
 }
@@ -234,7 +234,8 @@ void batch_norm_forward(const BatchNormForward& op, Run& run) {
   if (op.residual || op.activation.kind != Activation::Kind::none) return activated_forward<T>(op, run);
   const bool aligned = is_aligned(op.input, op.output);
   const Inputs<T, 1> inputs{{static_cast<const T*>(op.input)}};
-  if (op.running_mean)
+  if (op.found) return static_cast<void>(launch_statistics<T>(op, run, is_aligned(op.input)));
+  if (op.running_mean || op.given)
     return launch_map<T, Normalize>(op.shape, run, inputs, op.output, EvaluationCoefficients<T>{op}, aligned);
 
   const int size = access_size<T>(op.shape.plane, aligned);
@@ -281,7 +282,7 @@ void batch_norm_backward(const BatchNormBackward& op, Run& run) {
   const T *dy = static_cast<const T*>(op.grad_output), *x = static_cast<const T*>(op.input);
   const Inputs<T, 2> inputs{{dy, x}};
 
-  if (op.training && op.grad_input && !sums_by_columns<T>(op.shape, aligned, run.device.sm_count)) {
+  if (op.training && op.grad_input && !op.given && !sums_by_columns<T>(op.shape, aligned, run.device.sm_count)) {
     const int size = access_size<T>(op.shape.plane, aligned);
     if (const OnChip how = on_chip<T>(op.shape, run.device, size, 2); how.cluster)
       return launch_on_chip<T, BackwardOnChip<T>>(op, run, how, size, 2, how.stash_size);
@@ -290,7 +291,8 @@ void batch_norm_backward(const BatchNormBackward& op, Run& run) {
   if (op.training || op.grad_weight || op.grad_bias) {
     const SavedStatistics<A> statistics{static_cast<const A*>(op.mean), static_cast<const A*>(op.rstd)};
     const Partials partials =
-        launch_sums<T, GradientSums<A>, ColumnGradients<T>>(op.shape, run, inputs, statistics, aligned);
+        op.given ? Partials{}
+                 : launch_sums<T, GradientSums<A>, ColumnGradients<T>>(op.shape, run, inputs, statistics, aligned);
     run.launch(finish_backward_kernel<T>, finish_launch(op.shape.channels), op, partials, coefficients);
   }
   if (!op.grad_input) return;
