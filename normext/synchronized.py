@@ -18,12 +18,19 @@ Group = tuple[str, int]  # the name that collectives know it by, and how many pr
 
 
 def group_of(process_group: Any) -> Group | None:
-    """The group, by default of all processes; None where there is nothing to synchronize with."""
+    """The group, by default of all processes; None where there is nobody to synchronize with."""
     if not dist.is_available() or not dist.is_initialized():
         return None
-    group = process_group or dist.group.WORLD
+    group: Any = process_group or dist.group.WORLD
     size = dist.get_world_size(group)
-    return (group.group_name, size) if size > 1 else None
+    if size <= 1:
+        return None
+    if transforms.compiled() if torch.compiler.is_compiling() else transforms.active():
+        raise NotImplementedError(
+            "SyncBatchNorm: torch.func transforms and forward-mode AD cannot follow what other processes compute; "
+            "expected a call outside of them, or a group of one process"
+        )
+    return group.group_name, size
 
 
 def sync_batch_norm(
@@ -37,11 +44,6 @@ def sync_batch_norm(
     group: Group,
 ) -> Tensor:
     """:func:`normext.batch_norm` in training, by the statistics of all processes of the group."""
-    if transforms.compiled() if torch.compiler.is_compiling() else transforms.active():
-        raise NotImplementedError(
-            "SyncBatchNorm: torch.func transforms and forward-mode AD cannot follow what other processes compute; "
-            "expected a call outside of them, or a group of one process"
-        )
     if eps <= 0:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
     output, moments = _SyncBatchNorm.apply(input, weight, bias, eps, group)
@@ -83,21 +85,21 @@ class _SyncBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, moments, mean, rstd = ctx.saved_tensors
+        to_input, to_weight, to_bias, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grads = _differentiable_backward(grad_output, input, weight, moments, ctx.eps, ctx.group)
+            grad_input, grad_weight, grad_bias = _differentiable_backward(
+                grad_output, input, weight, moments, ctx.eps, ctx.group
+            )
         else:
             sums = ops.batch_norm_gradient_sums(grad_output, input, moments, mean, rstd)
             grad_bias, grad_weight = sums.view(2, -1)
-            grad_input = None
-            if ctx.needs_input_grad[0]:
+            if to_input:
                 total = _gathered(sums, ctx.group).sum(0)
                 grad_input = ops.batch_norm_gradient_map(grad_output, input, moments, mean, rstd, weight, total)
-            grads = grad_input, grad_weight, grad_bias
-        grad_input, grad_weight, grad_bias = grads
         return (
-            grad_input,
-            grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None,
-            grad_bias.to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None,
+            grad_input if to_input else None,
+            grad_weight.to(weight.dtype) if to_weight else None,
+            grad_bias.to(ctx.bias_dtype) if to_bias else None,
             None,
             None,
         )

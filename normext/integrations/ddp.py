@@ -18,4 +18,4 @@ def _refuse_torchs(self: DistributedDataParallel, module: Module) -> None:
         _refuse(self, module)
 
 
-DistributedDataParallel._passing_sync_batchnorm_handle = _refuse_torchs
+DistributedDataParallel._passing_sync_batchnorm_handle = _refuse_torchs  # type: ignore[method-assign]
