@@ -73,8 +73,8 @@ TORCH_LIBRARY(normext, m) {
   m.def("batch_norm_moments(Tensor input) -> Tensor moments");
   m.def("batch_norm_merge(Tensor parts) -> Tensor moments");
   m.def(
-      "batch_norm_map(Tensor input, Tensor moments, Tensor? weight, Tensor? bias, float eps) "
-      "-> (Tensor output, Tensor mean, Tensor rstd)");
+      "batch_norm_map(Tensor input, Tensor moments, Tensor? weight, Tensor? bias, float eps, Tensor? residual=None, "
+      "str? activation=None, float slope=0.01) -> (Tensor output, Tensor mean, Tensor rstd)");
   m.def(
       "batch_norm_gradient_sums(Tensor grad_output, Tensor input, Tensor moments, Tensor mean, Tensor rstd) "
       "-> Tensor sums");

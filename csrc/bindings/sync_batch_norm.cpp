@@ -107,34 +107,39 @@ Tensor merge_kernel(const Tensor& parts) {
   return merged;
 }
 
-Map map_meta(const Tensor& input, const Tensor& moments, const MaybeTensor& weight, const MaybeTensor& bias,
-             double eps) {
+Map map_meta(const Tensor& input, const Tensor& moments, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+             const MaybeTensor& residual, ActivationName activation, double slope) {
   const auto channels = check_input("batch_norm_map", input);
   check_moments("batch_norm_map", moments, input);
   check_affine("batch_norm_map", input, or_undefined(weight), or_undefined(bias));
+  if (residual) check_residual("batch_norm_map", *residual, input, false);
+  activation_of("batch_norm_map", activation, slope);
   TORCH_CHECK_VALUE(eps >= 0, "batch_norm eps must be non-negative, but got ", eps);
   const auto statistic = [&] { return empty(input, channels, statistics_type(input)); };
   return {allocate_like(input), statistic(), statistic()};
 }
 
 Map map_kernel(const Tensor& input, const Tensor& maybe_strided, const MaybeTensor& maybe_weight,
-               const MaybeTensor& maybe_bias, double eps) {
-  const auto outputs = map_meta(input, maybe_strided, maybe_weight, maybe_bias, eps);
+               const MaybeTensor& maybe_bias, double eps, const MaybeTensor& maybe_residual, ActivationName activation,
+               double slope) {
+  const auto outputs = map_meta(input, maybe_strided, maybe_weight, maybe_bias, eps, maybe_residual, activation, slope);
   const auto& [output, mean, rstd] = outputs;
-  const Tensor moments = maybe_strided.contiguous();
-  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
-  const Tensor bias = contiguous_or_undefined(or_undefined(maybe_bias));
   if (input.numel() == 0) {
     mean.zero_();
     rstd.zero_();
     return outputs;
   }
   const auto format = memory_format(input);
-  const Tensor data = input.contiguous(format);
+  const Tensor data = input.contiguous(format), moments = maybe_strided.contiguous();
+  const Tensor residual = maybe_residual ? maybe_residual->contiguous(format) : Tensor{};
+  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
+  const Tensor bias = contiguous_or_undefined(or_undefined(maybe_bias));
   BatchNormForward op{};
   op.input = data.const_data_ptr();
   op.weight = data_or_null(weight);
   op.bias = data_or_null(bias);
+  op.residual = data_or_null(residual);
+  op.activation = activation_of("batch_norm_map", activation, slope);
   op.given = moments.const_data_ptr<double>();
   op.output = output.mutable_data_ptr();
   op.mean = mean.mutable_data_ptr();

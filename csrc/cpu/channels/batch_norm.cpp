@@ -405,7 +405,10 @@ void backward_to_sum(const BatchNormBackward& op, const ChannelParameters<Scalar
   if constexpr (Act::kCoefficients > 0) k[4] = slopes[0];
   const auto nothing = [](auto...) {};
   const auto map = [&](int64_t block, int64_t slice) {
-    channels.template map<GradientOfSum<T, Act>, T>(block, slice, in, g, k);
+    if (op.residual)
+      channels.template map<GradientOfSum<T, Act>, T>(block, slice, in, g, k);
+    else
+      channels.template map<GradientOfNorm<T, Act>, T>(block, slice, {in[0], in[1]}, g, k);
   };
   channels.run(nothing, nothing, map, nothing);
 }
@@ -420,7 +423,7 @@ void backward_of_all(const BatchNormBackward& op, int threads) {
   with_activation(op.activation, [&]<class Act>() {
     if constexpr (std::is_same_v<Act, Identity>) {
       backward<T, P>(op, threads);
-    } else if (!op.residual) {
+    } else if (!op.residual && !op.grad_residual) {
       backward_through<T, Act>(op, parameters, gradients, threads);
       store_array(gradients[0], channels, static_cast<P*>(op.grad_weight));
       store_array(gradients[1], channels, static_cast<P*>(op.grad_bias));

@@ -34,6 +34,15 @@ struct GradientOfSum {
   }
 };
 
+// The same without a residual.
+template <class T, class Activation>
+struct GradientOfNorm {
+  static constexpr int kInputs = 2, kCoefficients = 4 + Activation::kCoefficients;  // dy, x; mean, rstd, weight, bias
+  NORMEXT_INLINE static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[kCoefficients]) {
+    return Activation::gradient(in[0], fma((in[1] - k[0]) * k[1], k[2], k[3]), k + 4);
+  }
+};
+
 // dx = g * weight * rstd, where the statistics are given.
 template <class T, class Activation>
 struct EvaluationGradientThrough {
