@@ -27,3 +27,13 @@ def apply(z: Tensor, name: str | None, slope: float) -> Tensor:
     if name == "leaky_relu":
         return F.leaky_relu(z, slope)
     return z if name is None else z * z.sigmoid()  # torch's silu has no forward derivative of its backward
+
+
+def gradient(grad_output: Tensor, z: Tensor, name: str | None, slope: float) -> Tensor:
+    """``grad_output * activation'(z)``, in operations that have derivatives of every order."""
+    if name is None:
+        return grad_output
+    if name == "silu":
+        sigmoid = z.sigmoid()
+        return grad_output * sigmoid * (1 + z * (1 - sigmoid))
+    return grad_output.where(z > 0, grad_output * (0.0 if name == "relu" else slope))

@@ -276,13 +276,14 @@ class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype: as torch's.
         process_group: whose parts make one batch; by default all processes'.
+        activation: as :class:`BatchNorm2d`'s; a residual, too, is taken as there.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Takes and returns ``[N, C, *]``."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Takes and returns ``[N, C, *]``; a residual, of the same shape, is added before the activation."""
         group = synchronized.group_of(self.process_group) if self.training else None
         if group is None or not isinstance(input, Tensor):
-            return super().forward(input)
+            return super().forward(input, residual)
         self._check_input_dim(input)
         self._check_non_zero_input_channels(input)
         momentum: float | Tensor = self.momentum or 0.0
@@ -299,6 +300,8 @@ class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
             momentum,
             self.eps,
             group,
+            residual=residual,
+            activation=self.activation,
         )
 
     @classmethod
@@ -310,7 +313,8 @@ class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
         norm = module
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             arguments = (module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
-            norm = cls(*arguments, process_group, device="meta")
+            activation = getattr(module, "activation", None)
+            norm = cls(*arguments, process_group, device="meta", activation=activation)
             for tensors in ("_parameters", "_buffers"):
                 getattr(norm, tensors).update(getattr(module, tensors))
             norm.training = module.training

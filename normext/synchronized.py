@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normext import transforms
+from normext import activations, transforms
 
 ops = torch.ops.normext
 Group = tuple[str, int]  # the name that collectives know it by, and how many processes it has
@@ -42,11 +42,14 @@ def sync_batch_norm(
     momentum: float | Tensor,
     eps: float,
     group: Group,
+    *,
+    residual: Tensor | None,
+    activation: activations.Activation,
 ) -> Tensor:
     """:func:`normext.batch_norm` in training, by the statistics of all processes of the group."""
     if eps <= 0:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
-    output, moments = _SyncBatchNorm.apply(input, weight, bias, eps, group)
+    output, moments = _SyncBatchNorm.apply(input, weight, bias, residual, eps, activations.parts(activation), group)
     if running_mean is not None and running_var is not None:
         _track(running_mean, running_var, moments, momentum)
     return output
@@ -68,38 +71,52 @@ def _gathered(part: Tensor, group: Group) -> Tensor:
 
 
 class _SyncBatchNorm(torch.autograd.Function):
-    """The norm, and the moments of the whole batch."""
+    """The norm with what follows it, and the moments of the whole batch."""
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Group
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        eps: float,
+        activation: tuple[str | None, float],
+        group: Group,
     ) -> tuple[Tensor, Tensor]:
         moments = ops.batch_norm_merge(_gathered(ops.batch_norm_moments(input), group))
-        output, mean, rstd = ops.batch_norm_map(input, moments, weight, bias, eps)
-        ctx.save_for_backward(input, weight, moments, mean, rstd)
+        output, mean, rstd = ops.batch_norm_map(input, moments, weight, bias, eps, residual, *activation)
+        ctx.save_for_backward(input, weight, bias, None if activation[0] is None else residual, moments, mean, rstd)
         ctx.mark_non_differentiable(moments)
-        ctx.eps, ctx.group = eps, group
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.eps, ctx.activation, ctx.group = eps, activation, group
         return output, moments
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, moments, mean, rstd = ctx.saved_tensors
-        to_input, to_weight, to_bias, *_ = ctx.needs_input_grad
+        input, weight, bias, residual, moments, mean, rstd = ctx.saved_tensors
+        to_input, to_weight, to_bias, to_residual, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grad_input, grad_weight, grad_bias = _differentiable_backward(
-                grad_output, input, weight, moments, ctx.eps, ctx.group
+            grad_input, grad_weight, grad_bias, g = _differentiable_backward(
+                grad_output, input, weight, bias, residual, moments[-1], ctx.eps, ctx.activation, ctx.group
             )
         else:
-            sums = ops.batch_norm_gradient_sums(grad_output, input, moments, mean, rstd)
+            g = grad_output
+            if ctx.activation[0] is not None:
+                parameters, only_residual = (weight, bias, residual), (False, False, False, True)
+                *_, g = ops.batch_norm_activation_backward(
+                    grad_output, input, mean, rstd, *parameters, False, ctx.eps, only_residual, *ctx.activation
+                )
+            sums = ops.batch_norm_gradient_sums(g, input, moments, mean, rstd)
             grad_bias, grad_weight = sums.view(2, -1)
             if to_input:
                 total = _gathered(sums, ctx.group).sum(0)
-                grad_input = ops.batch_norm_gradient_map(grad_output, input, moments, mean, rstd, weight, total)
+                grad_input = ops.batch_norm_gradient_map(g, input, moments, mean, rstd, weight, total)
         return (
             grad_input if to_input else None,
             grad_weight.to(weight.dtype) if to_weight else None,
-            grad_bias.to(ctx.bias_dtype) if to_bias else None,
+            grad_bias.to(bias.dtype) if to_bias else None,
+            g if to_residual else None,
+            None,
             None,
             None,
         )
@@ -119,19 +136,32 @@ class _Total(torch.autograd.Function):
 
 
 def _differentiable_backward(
-    grad_output: Tensor, input: Tensor, weight: Tensor | None, moments: Tensor, eps: float, group: Group
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    count: Tensor,
+    eps: float,
+    activation: tuple[str | None, float],
+    group: Group,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients, in float64 and in operations that have derivatives of every order."""
     x, dy = input.double(), grad_output.double()
     others = [0, *range(2, x.dim())]
-    count = moments[-1]
 
     def mean(v: Tensor) -> Tensor:
         return _Total.apply(v.sum(others, keepdim=True), group) / count
 
+    scale, shift = (
+        torch.full((), neutral, dtype=x.dtype) if p is None else p.double().view(-1, *[1] * (x.dim() - 2))
+        for p, neutral in ((weight, 1.0), (bias, 0.0))
+    )
     difference = x - mean(x)
     rstd = (mean(difference.square()) + eps).rsqrt()
     normalized = difference * rstd
-    g = dy if weight is None else dy * weight.double().view(-1, *[1] * (x.dim() - 2))
-    grad_input = rstd * (g - mean(g) - normalized * mean(g * normalized))
-    return grad_input.to(input.dtype), (dy * normalized).sum(others), dy.sum(others)
+    z = normalized * scale + shift
+    dz = activations.gradient(dy, z if residual is None else z + residual, *activation)
+    h = dz * scale
+    grad_input = rstd * (h - mean(h) - normalized * mean(h * normalized))
+    return grad_input.to(input.dtype), (dz * normalized).sum(others), dz.sum(others), dz.to(grad_output.dtype)

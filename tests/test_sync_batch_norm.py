@@ -6,6 +6,7 @@ The processes of a group are started once and run every case; the tests look at 
 
 import copy
 import io
+import itertools
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import normext
+from normext import activations
 
 if not dist.is_available():
     pytest.skip("torch is built without torch.distributed", allow_module_level=True)
@@ -177,6 +179,27 @@ def _evaluation() -> None:
         assert torch.equal(module(x), normext.batch_norm(x, module.running_mean, module.running_var))
 
 
+def _fused() -> None:
+    """A residual and an activation, as the same steps after the norm."""
+    samples = WITH_EMPTY[dist.get_world_size()]
+    for dtype in (torch.float64, torch.float32):
+        for activation, with_residual in itertools.product((None, "relu", ("leaky_relu", 0.2), "silu"), (False, True)):
+            module = _module(dtype=dtype, activation=activation)
+            apart = _module(dtype=dtype)
+            apart.load_state_dict(module.state_dict())
+            whole, residual = (torch.randn(sum(samples), 6, 20, dtype=dtype) for _ in range(2))
+            results = []
+            for norm in (module, apart):
+                inputs = [_part(t, samples).requires_grad_() for t in (whole, residual)[: 1 + with_residual]]
+                output = norm(*inputs) if norm is module else sum(inputs[1:], norm(inputs[0]))
+                if norm is apart:
+                    output = activations.apply(output, *activations.parts(activation))
+                output.cos().sum().backward()
+                results.append([output, *(t.grad for t in (*inputs, *norm.parameters())), *norm.buffers()])
+            for fused, expected in zip(*results, strict=True):
+                torch.testing.assert_close(fused, expected)
+
+
 def _all_empty_or_one_value() -> None:
     """Neither has a variance: running statistics stay what they are."""
     for shape in ((0, 6, 3), (1 - min(1, dist.get_rank()), 6, 1)):
@@ -320,18 +343,24 @@ class _Added(torch.autograd.Function):
 
 def _gradcheck() -> None:
     """First and second derivatives of the whole batch, which every process perturbs at the same time."""
-    module, samples = normext.SyncBatchNorm(2).double(), (2, 1)
-    rank = dist.get_rank()
+    samples, rank = (2, 1), dist.get_rank()
+    x, weight, bias, residual = (
+        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((3, 2, 2), (2,), (2,), (3, 2, 2))
+    )
+    for module, inputs in (
+        (normext.SyncBatchNorm(2).double(), (x, weight, bias)),
+        (normext.SyncBatchNorm(2, activation="silu").double(), (x, weight, bias, residual)),
+    ):
 
-    def whole(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x, weight, bias = (_Copied.apply(t) for t in (x, weight, bias))
-        part = torch.func.functional_call(module, {"weight": weight, "bias": bias}, (x.split(samples)[rank],))
-        others = (part.new_zeros(n, *part.shape[1:]) for n in samples)
-        return _Added.apply(torch.cat([part if i == rank else zeros for i, zeros in enumerate(others)]))
+        def whole(x: Tensor, weight: Tensor, bias: Tensor, *residual: Tensor, module: nn.Module = module) -> Tensor:
+            x, weight, bias, *residual = (_Copied.apply(t) for t in (x, weight, bias, *residual))
+            mine = tuple(t.split(samples)[rank] for t in (x, *residual))
+            part = torch.func.functional_call(module, {"weight": weight, "bias": bias}, mine)
+            others = (part.new_zeros(n, *part.shape[1:]) for n in samples)
+            return _Added.apply(torch.cat([part if i == rank else zeros for i, zeros in enumerate(others)]))
 
-    inputs = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((3, 2, 2), (2,), (2,))]
-    assert torch.autograd.gradcheck(whole, inputs)
-    assert torch.autograd.gradgradcheck(whole, inputs)
+        assert torch.autograd.gradcheck(whole, inputs)
+        assert torch.autograd.gradgradcheck(whole, inputs)
 
 
 CASES: dict[str, Callable[[], None]] = {
@@ -349,6 +378,7 @@ CASES |= {
         _options,
         _each_gradient,
         _evaluation,
+        _fused,
         _all_empty_or_one_value,
         _groups_of_some,
         _ddp,

@@ -100,7 +100,6 @@ __device__ void gradient_coefficients(double g, const CenteredSums& sums, double
 template <class T>
 __device__ void finish_backward(const BatchNormBackward& op, int64_t channel, const double (&sums)[3], double inverse_n,
                                 const ChannelScale<Compute<T>>& scale, bool write, Compute<T> (&k)[5]) {
-  using A = Compute<T>;
   // In evaluation the mean is a given number, not the data's: nothing to correct.
   const auto c = CenteredSums::of(sums, inverse_n, op.training);
   if (write) {
