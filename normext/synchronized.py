@@ -86,7 +86,10 @@ class _SyncBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         moments = ops.batch_norm_merge(_gathered(ops.batch_norm_moments(input), group))
         output, mean, rstd = ops.batch_norm_map(input, moments, weight, bias, eps, residual, *activation)
-        ctx.save_for_backward(input, weight, bias, None if activation[0] is None else residual, moments, mean, rstd)
+        # What no gradient depends on is not saved, and may be changed before backward.
+        for_activation = (None, None) if activation[0] is None else (bias, residual)
+        ctx.save_for_backward(input, weight, *for_activation, moments, mean, rstd)
+        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.mark_non_differentiable(moments)
         ctx.eps, ctx.activation, ctx.group = eps, activation, group
         return output, moments
@@ -114,7 +117,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         return (
             grad_input if to_input else None,
             grad_weight.to(weight.dtype) if to_weight else None,
-            grad_bias.to(bias.dtype) if to_bias else None,
+            grad_bias.to(ctx.bias_dtype) if to_bias else None,
             g if to_residual else None,
             None,
             None,

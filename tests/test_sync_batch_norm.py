@@ -169,6 +169,10 @@ def _each_gradient() -> None:
         grads = torch.autograd.grad(module(x).sin().sum(), [tensors[name] for name in wanted])
         for name, grad in zip(wanted, grads, strict=True):
             assert torch.equal(grad, every.setdefault(name, grad))
+    output = module(x.requires_grad_()).sin().sum()
+    with torch.no_grad():
+        module.bias.add_(1)  # no gradient depends on it
+    assert torch.equal(torch.autograd.grad(output, x)[0], every["x"])
 
 
 def _evaluation() -> None:
