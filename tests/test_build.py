@@ -201,6 +201,8 @@ def test_the_readmes_lines_work_in_their_order(tmp_path: Path) -> None:
         "batch_norm_forward",
         "batch_norm_backward",
         "batch_norm_activation_backward",
+        "batch_norm_moments",
+        "batch_norm_gradient_map",
         "batch_norm_update_stats",
     ],
 )
