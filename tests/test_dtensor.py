@@ -188,6 +188,21 @@ def _converted(mesh: DeviceMesh) -> None:
         assert not isinstance(model[0], normext.LayerNorm) and len(normext.convert(model).converted) == 2
 
 
+def _enabled(mesh: DeviceMesh) -> None:
+    """FSDP over torch's own norms, computed by normext: the gradients are those of the whole batch."""
+    alone = nn.Sequential(nn.Conv1d(6, 6, 1), nn.GroupNorm(2, 6), nn.InstanceNorm1d(6, affine=True), nn.LayerNorm(8))
+    x = torch.randn(4, 6, 8)
+    part = x.chunk(2)[mesh.get_local_rank()]
+    model = fully_shard(copy.deepcopy(alone), mesh=mesh)
+    with normext.enabled():
+        output = model(part)
+        output.sin().mean().backward()
+    alone(x).sin().mean().backward()
+    torch.testing.assert_close(output, alone(part), rtol=1e-4, atol=1e-4)
+    for found, expected in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(found.grad.full_tensor(), expected.grad, rtol=1e-4, atol=1e-4)
+
+
 def _fused(mesh: DeviceMesh) -> None:
     """A residual, and a scale and shift for each sample: nothing is communicated, and gradients lie as they should."""
     x, residual, scale = (torch.randn(*size, dtype=torch.float64) for size in (SHAPE, SHAPE, (SHAPE[0], SHAPE[-1])))
@@ -225,6 +240,7 @@ CASES |= {
         _inference,
         _different_running_placements,
         _converted,
+        _enabled,
         _fused,
     )
 }

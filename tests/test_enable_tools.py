@@ -144,6 +144,20 @@ def test_distributed_data_parallel(x: Tensor, tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
+def test_opacus(x: Tensor) -> None:
+    """Gradients of each sample, as torch gives them for it alone."""
+    opacus = pytest.importorskip("opacus")
+    module = norms()
+    module.batch_norm = nn.Identity()  # over samples: opacus refuses it
+    per_sample = opacus.GradSampleModule(copy.deepcopy(module), loss_reduction="sum")
+    per_sample(x).cos().sum().backward()
+    for number in range(len(x)):
+        module.zero_grad()
+        by_torch(lambda n=number: module(x[n : n + 1]).cos().sum().backward())
+        for found, expected in zip(per_sample.parameters(), module.parameters(), strict=True):
+            torch.testing.assert_close(found.grad_sample[number], expected.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_checkpoint_and_functional_call(x: Tensor) -> None:
     module, again = norms(), norms()
     expected = by_torch(lambda: trained(module, module, x))[1]
