@@ -6,10 +6,9 @@ namespace normext::cpu::NORMEXT_ISA {
 
 typedef int64_t Longs __attribute__((vector_size(kVectorBytes)));
 
-inline Floats absolute(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
-inline Doubles absolute(Doubles x) {
-  constexpr int64_t kMagnitude = 0x7fffffffffffffff;
-  return {(Doubles::Half)((Longs)x.low & kMagnitude), (Doubles::Half)((Longs)x.high & kMagnitude)};
+inline Floats minus_absolute(Floats x) { return (Floats)((Ints)x | INT32_MIN); }
+inline Doubles minus_absolute(Doubles x) {
+  return {(Doubles::Half)((Longs)x.low | INT64_MIN), (Doubles::Half)((Longs)x.high | INT64_MIN)};
 }
 
 // Lanes of a where z is below zero, those of b elsewhere, and where z is NaN.
@@ -25,37 +24,57 @@ inline Doubles zero_unless_above(Doubles z, Doubles a) {
 }
 
 // ------------------------------------------------------------------------------------------------ exponential function
-// exp(-x) for x of zero or more, off by one or two of the last bits; NaN stays NaN. With n the whole number next to
-// -x / ln 2, it is 2^n times the series of exp(-x - n ln 2). Adding kRound leaves n in the last bits of the sum. 2^n
-// is taken in two steps, because it may be below the smallest normal number where the result is one that rounds to
-// something else than zero.
-inline Floats exp_minus(Floats x) {
+// exp(x) for x of zero or less, off by one or two of the last bits; NaN stays NaN. With n the whole number next to
+// x / ln 2, it is 2^n times the series of exp(x - n ln 2). Adding kRound leaves n in the last bits of the sum.
+
+// x * 2^n, rounded once, where x is about 1 and 2^n may be below the smallest normal number.
+inline Floats times_power_of_two(Floats x, Floats n) {
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(x, n);
+#else
+  const Ints power = __builtin_convertvector(n, Ints), half = power >> 1, rest = power - half;
+  return x * (Floats)((half + 127) << 23) * (Floats)((rest + 127) << 23);
+#endif
+}
+
+inline Floats exp_below_zero(Floats x) {
   constexpr float kRound = 0x1.8p23f, kLog2e = 0x1.715476p0f, kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
-  const Floats y = x > 104.0f ? Floats{} - 104.0f : -x;
-  const Floats rounded = fma(y, broadcast(kLog2e), broadcast(kRound)), n = rounded - kRound;
+  const Floats least = broadcast(-104.0f), y = least > x ? least : x;
+  const Floats n = fma(y, broadcast(kLog2e), broadcast(kRound)) - kRound;
   const Floats r = fma(n, broadcast(-kLn2Low), fma(n, broadcast(-kLn2High), y));
   Floats series = broadcast(1.0f / 5040);
   for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1.0f, 1.0f})
     series = fma(series, r, broadcast(factor));
-  const Ints power = (Ints)rounded - (Ints)broadcast(kRound), half = power >> 1, rest = power - half;
-  return series * (Floats)((half + 127) << 23) * (Floats)((rest + 127) << 23);
+  return times_power_of_two(series, n);
 }
 
-inline Doubles::Half exp_minus_half(Doubles::Half x) {
+inline Doubles::Half exp_below_zero_half(Doubles::Half x) {
   using Half = Doubles::Half;
   constexpr double kRound = 0x1.8p52, kLog2e = 0x1.71547652b82fep0, kLn2High = 0x1.62e42fee00000p-1,
                    kLn2Low = 0x1.a39ef35793c76p-33;
-  const Half y = x > 746.0 ? Half{} - 746.0 : -x;
+  const Half y = x < -746.0 ? Half{} - 746.0 : x;
   const Half rounded = y * kLog2e + kRound, n = rounded - kRound;
   const Half r = (y - n * kLn2High) - n * kLn2Low;
   Half series = Half{} + 1.0 / 6227020800;
   for (const double factor : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
                               1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2, 1.0, 1.0})
     series = series * r + factor;
+  // 2^n in two steps, because it may be below the smallest normal number.
   const Longs power = (Longs)rounded - (Longs)(Half{} + kRound), half = power >> 1, rest = power - half;
   return series * (Half)((half + 1023) << 52) * (Half)((rest + 1023) << 52);
 }
-inline Doubles exp_minus(Doubles x) { return {exp_minus_half(x.low), exp_minus_half(x.high)}; }
+inline Doubles exp_below_zero(Doubles x) { return {exp_below_zero_half(x.low), exp_below_zero_half(x.high)}; }
+
+// 1 / x to the last bit or two, for x from 1 to 2. (AVX-512's division takes as long as all the rest of a sigmoid.)
+inline Floats reciprocal(Floats x) {
+#if defined(__AVX512F__)
+  const Floats near = _mm512_rcp14_ps(x);
+  return fma(near, fma(-x, near, broadcast(1.0f)), near);
+#else
+  return 1.0f / x;
+#endif
+}
+inline Doubles reciprocal(Doubles x) { return {1.0 / x.low, 1.0 / x.high}; }
 
 // 1 / (1 + exp(-z)), and what it lacks of 1: both to the last bits, wherever z is.
 template <class V>
@@ -63,7 +82,7 @@ struct Sigmoid {
   V value, rest;
 
   NORMEXT_INLINE explicit Sigmoid(V z) {
-    const V small = exp_minus(absolute(z)), larger = reciprocal(small + one(z)), smaller = small * larger;
+    const V small = exp_below_zero(minus_absolute(z)), larger = reciprocal(small + one(z)), smaller = small * larger;
     value = where_negative(z, smaller, larger);
     rest = where_negative(z, larger, smaller);
   }
@@ -71,8 +90,6 @@ struct Sigmoid {
  private:
   static Floats one(Floats) { return broadcast(1.0f); }
   static Doubles one(Doubles) { return broadcast(1.0); }
-  static Floats reciprocal(Floats x) { return 1.0f / x; }
-  static Doubles reciprocal(Doubles x) { return {1.0 / x.low, 1.0 / x.high}; }
 };
 
 // ------------------------------------------------------------------------------------------------ activations
