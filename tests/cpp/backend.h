@@ -41,4 +41,8 @@ struct GroupNormShape {
 };
 std::vector<GroupNormShape> group_norm_shapes();
 
+// Whether BatchNorm's backward through an activation stores the gradient of a sum with a residual, rounded, and goes on
+// from what it has stored (channel_norms.h).
+extern const bool kRoundsGradientOfSum;
+
 }  // namespace normext::test

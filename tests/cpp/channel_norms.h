@@ -169,7 +169,7 @@ class ChannelCase {
     const double count = static_cast<double>(elements_) / static_cast<double>(sets());
     Expected want_input(elements_), want_weight(shape_.channels), want_bias(shape_.channels), want_residual(elements_);
     std::vector<long double> h_mean(sets()), hx_mean(sets()), weight_sum(shape_.channels), bias_sum(shape_.channels);
-    std::vector<double> h_size(sets()), hx_size(sets());
+    std::vector<double> g_size(elements_), h_size(sets()), hx_size(sets());
     const auto xhat = [&](int64_t i) { return (x_[i] - mean[set(i)]) * rstd[set(i)]; };
     const auto xhat_size = [&](int64_t i) { return (std::fabs(x_[i]) + std::fabs(mean[set(i)])) * rstd[set(i)]; };
     for (int64_t i = 0; i < elements_; ++i) {
@@ -177,9 +177,10 @@ class ChannelCase {
       // Next to a kink the sign is a matter of rounding, and the gradient there is none.
       if (std::fabs(value) < 1e-4 * z_size(i, stats_)) dy_.set(i, 0);
       const double g = dy_[i] * derivative(kind_.activation, value);
-      const double size =
-          std::fabs(dy_[i]) * (kind_.activation.kind == Activation::Kind::silu ? 1.1 + z_size(i, stats_) : 1);
+      double size = std::fabs(dy_[i]) * (kind_.activation.kind == Activation::Kind::silu ? 1.1 + z_size(i, stats_) : 1);
       want_residual.set(i, g, size);
+      if (kRoundsGradientOfSum && kind_.residual) size += unit(t_.data) / unit(stat_type_) * std::fabs(g);
+      g_size[i] = size;
       const int64_t c = channel(i), s = set(i);
       weight_sum[c] += g * xhat(i), want_weight.size[c] += size * xhat_size(i);
       bias_sum[c] += g, want_bias.size[c] += size;
@@ -191,7 +192,7 @@ class ChannelCase {
     want_bias.value.assign(bias_sum.begin(), bias_sum.end());
     for (int64_t i = 0; i < elements_; ++i) {
       const int64_t s = set(i);
-      const double h = want_residual.value[i] * weight(i), size = want_residual.size[i] * std::fabs(weight(i));
+      const double h = want_residual.value[i] * weight(i), size = g_size[i] * std::fabs(weight(i));
       want_input.set(i, rstd[s] * (h - static_cast<double>(h_mean[s]) - xhat(i) * static_cast<double>(hx_mean[s])),
                      rstd[s] * (size + h_size[s] + xhat_size(i) * hx_size[s]));
     }

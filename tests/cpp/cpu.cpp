@@ -62,6 +62,7 @@ constexpr int64_t kGroupNormShapes[][4] = {  // batch, channels, plane, groups
 
 }  // namespace
 
+const bool kRoundsGradientOfSum = true;
 const int64_t kLarge = kElementsPerThread;
 
 const std::vector<Setting>& settings(int64_t elements) {

@@ -40,6 +40,7 @@ Setting make_setting(const Schedule& schedule, const NamedDevice& device, bool f
 
 }  // namespace
 
+const bool kRoundsGradientOfSum = false;
 const int64_t kLarge = 4000;
 
 // Backward with clusters, at random without, and forward on one of both devices, drawn for each case. Long rows at
