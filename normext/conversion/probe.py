@@ -104,7 +104,8 @@ def _shapes(module: Module) -> list[tuple[int, ...]]:
     tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and t.ndim > 0]
     tail = tuple(tensors[0].shape) if tensors else getattr(module, "normalized_shape", (8,))
     rows = len(SCALES)
-    shapes = [(rows, *between, *tail) for between in ((), (2,), (2, 3))]
+    alone = tail == (getattr(module, "num_groups", None),)  # torch's groups of one value are not zero, but rounding
+    shapes = [(rows, *between, *tail) for between in ((), (2,), (2, 3))][alone:]
     if tensors or namesake(type(module)):  # nothing else has channels
         shapes += [(rows, tail[0], *spatial) for spatial in ((3,), IMAGE, (3, *IMAGE))]
     return [shape for shape in shapes if max([math.prod(shape), *(t.numel() for t in tensors)]) <= LARGEST]
