@@ -329,6 +329,13 @@ def _activated(device: str) -> Iterator[Case]:
                 norm, "nnU-Net", 2, channels, side, side, side, channels_last=channels_last, quick=last, compiled=last
             )
         yield case(norm, "style transfer", 4, 64, 256, 256, channels_last=channels_last)
+    batch = 32 if device == "cpu" else 256
+    for norm in ("batch_norm + relu", "batch_norm + add + relu"):
+        for channels_last, (channels, side) in itertools.product(layouts, RESNET50):
+            quick = (channels, side) == (1024, 14)
+            yield case(
+                norm, "ResNet-50", batch, channels, side, side, channels_last=channels_last, quick=quick, compiled=quick
+            )
 
 
 def _batch_norm_cuda() -> Iterator[Case]:

@@ -54,11 +54,19 @@ def _fused_by_hand() -> dict[str, Norm]:
     def instance_norm_leaky_relu(*arguments: Any) -> Tensor:
         return F.leaky_relu(F.instance_norm(*arguments), inplace=True)
 
+    def batch_norm_relu(*arguments: Any) -> Tensor:
+        return F.relu(F.batch_norm(*arguments), inplace=True)
+
+    def batch_norm_add_relu(x: Tensor, residual: Tensor, *arguments: Any) -> Tensor:
+        return F.relu(F.batch_norm(x, *arguments).add_(residual), inplace=True)
+
     norms = (add_layer_norm, add_rms_norm, adaptive_layer_norm)
     return {
         **{norm.__name__: norm for norm in norms},
         "group_norm + silu": group_norm_silu,
         "instance_norm + leaky_relu": instance_norm_leaky_relu,
+        "batch_norm + relu": batch_norm_relu,
+        "batch_norm + add + relu": batch_norm_add_relu,
     }
 
 
@@ -74,8 +82,14 @@ def _eager() -> dict[str, Norm]:
 
 def _normext() -> dict[str, Norm]:
     def norm(name: str) -> Norm:
-        function, *fused = name.split(" + ")
-        return functools.partial(getattr(normext, function), activation=fused[-1]) if fused else getattr(normext, name)
+        name, *fused = name.split(" + ")
+        function = getattr(normext, name)
+        if not fused:
+            return function
+        activated = functools.partial(function, activation=fused[-1])
+        if "add" not in fused:
+            return activated
+        return lambda x, residual, *arguments: activated(x, *arguments, residual=residual)
 
     return {name: norm(name) for name in _eager()}
 

@@ -26,6 +26,8 @@ NAMES = {
     "group_norm": "GroupNorm",
     "group_norm + silu": "GroupNorm + SiLU",
     "instance_norm + leaky_relu": "InstanceNorm + LeakyReLU",
+    "batch_norm + relu": "BatchNorm + ReLU",
+    "batch_norm + add + relu": "BatchNorm + residual + ReLU",
 }
 SWEEPS = {  # the group of a norm that is over sizes, and what they are
     "layer_norm": ("row length", "row length (elements)"),

@@ -77,6 +77,7 @@ def test_plots_are_drawn_of_what_was_read(run: Run, tmp_path: Path) -> None:
         ("batch_norm", (2, 3, 5)),
         ("group_norm + silu", (2, 3, 5)),
         ("instance_norm + leaky_relu", (2, 3, 5)),
+        ("batch_norm + add + relu", (3, 4, 7)),
     ],
 )
 def test_least_bytes(norm: str, tensors: tuple[int, int, int]) -> None:
