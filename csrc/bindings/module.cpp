@@ -8,6 +8,9 @@
 #include <algorithm>
 #include <iterator>
 #include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "batch_norm.h"
@@ -53,8 +56,8 @@ py::dict build_info() {
   return info;
 }
 
-// Arguments are read by torch's own parser, so that what they may be, and what is said of others, is as in torch. The
-// GIL is released while `call` runs: the kernels need no Python, and dispatch to Python takes it by itself.
+// What a function returns, for Python. The GIL is released while it runs: the kernels need no Python, and dispatch to
+// Python takes it by itself.
 inline PyObject* wrapped(Tensor&& tensor) { return THPVariable_Wrap(std::move(tensor)); }
 inline PyObject* wrapped(std::tuple<Tensor, Tensor>&& tensors) {
   auto [first, second] = std::move(tensors);
@@ -76,165 +79,101 @@ PyObject* unlocked(const Call& call) {
 }
 
 // An ordinary float is read at once: torch asks first whether it is one of three symbolic kinds, which costs 0.2 us.
-double to_double(torch::PythonArgs& arguments, int i) {
-  PyObject* const given = arguments.args[i];
-  return given && PyFloat_CheckExact(given) ? PyFloat_AS_DOUBLE(given) : arguments.toDouble(i);
+double number(torch::PythonArgs& found, int i) {
+  PyObject* const given = found.args[i];
+  return given && PyFloat_CheckExact(given) ? PyFloat_AS_DOUBLE(given) : found.toDouble(i);
 }
 
-template <auto function>
-PyObject* layer_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
+// An argument that torch's parser has found, for a parameter of type T.
+template <class T>
+auto read(torch::PythonArgs& found, int i) {
+  if constexpr (std::is_same_v<T, const Tensor&>)
+    return found.tensor(i);
+  else if constexpr (std::is_same_v<T, const MaybeTensor&>)
+    return found.optionalTensor(i);
+  else if constexpr (std::is_same_v<T, c10::SymIntArrayRef>)
+    return found.symintlist(i);
+  else if constexpr (std::is_same_v<T, std::optional<double>>)
+    return found.toDoubleOptional(i);
+  else if constexpr (std::is_same_v<T, ActivationName>)
+    return found.stringViewOptional(i);
+  else if constexpr (std::is_same_v<T, bool>)
+    return found.toBool(i);
+  else if constexpr (std::is_same_v<T, int64_t>)
+    return found.toInt64(i);
+  else
+    return number(found, i);
+}
+
+template <class R, class... Args>
+constexpr size_t parameters(R (*)(Args...)) {
+  return sizeof...(Args);
+}
+
+// A function for Python whose arguments are read by torch's own parser, so that what they may be, and what is said of
+// others, is as in torch.
+template <auto function, const auto& kSignature>
+PyObject* parsed(PyObject*, PyObject* args, PyObject* kwargs) {
   HANDLE_TH_ERRORS
-  static torch::PythonArgParser parser(
-      {"layer_norm(Tensor input, SymIntArrayRef normalized_shape, Tensor? weight=None, Tensor? bias=None, "
-       "double eps=1e-05, *, double weight_offset=0.0)"});
-  torch::ParsedArgs<6> parsed;
-  auto r = parser.parse(args, kwargs, parsed);
-  return unlocked([input = r.tensor(0), normalized_shape = r.symintlist(1), weight = r.optionalTensor(2),
-                   bias = r.optionalTensor(3), eps = to_double(r, 4), weight_offset = to_double(r, 5)] {
-    return function(input, normalized_shape, weight, bias, eps, weight_offset);
-  });
+  static torch::PythonArgParser parser({kSignature});
+  const auto call = [&]<class R, class... Args, size_t... kPlace>(R (*)(Args...), std::index_sequence<kPlace...>) {
+    torch::ParsedArgs<sizeof...(Args)> places;
+    auto found = parser.parse(args, kwargs, places);
+    const std::tuple<decltype(read<Args>(found, kPlace))...> values{read<Args>(found, kPlace)...};
+    return unlocked([&] { return std::apply(function, values); });
+  };
+  return call(function, std::make_index_sequence<parameters(function)>{});
   END_HANDLE_TH_ERRORS
 }
 
-template <auto function>
-PyObject* rms_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
-  HANDLE_TH_ERRORS
-  static torch::PythonArgParser parser(
-      {"rms_norm(Tensor input, SymIntArrayRef normalized_shape, Tensor? weight=None, double? eps=None, "
-       "*, double weight_offset=0.0)"});
-  torch::ParsedArgs<5> parsed;
-  auto r = parser.parse(args, kwargs, parsed);
-  return unlocked([input = r.tensor(0), normalized_shape = r.symintlist(1), weight = r.optionalTensor(2),
-                   eps = r.toDoubleOptional(3), weight_offset = to_double(r, 4)] {
-    return function(input, normalized_shape, weight, eps, weight_offset);
-  });
-  END_HANDLE_TH_ERRORS
-}
-
-template <auto function>
-PyObject* add_layer_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
-  HANDLE_TH_ERRORS
-  static torch::PythonArgParser parser(
-      {"add_layer_norm(Tensor input, Tensor residual, SymIntArrayRef normalized_shape, Tensor? weight=None, "
-       "Tensor? bias=None, double eps=1e-05, *, double weight_offset=0.0)"});
-  torch::ParsedArgs<7> parsed;
-  auto r = parser.parse(args, kwargs, parsed);
-  return unlocked([input = r.tensor(0), residual = r.tensor(1), normalized_shape = r.symintlist(2),
-                   weight = r.optionalTensor(3), bias = r.optionalTensor(4), eps = to_double(r, 5),
-                   weight_offset = to_double(r, 6)] {
-    return function(input, residual, normalized_shape, weight, bias, eps, weight_offset);
-  });
-  END_HANDLE_TH_ERRORS
-}
-
-template <auto function>
-PyObject* add_rms_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
-  HANDLE_TH_ERRORS
-  static torch::PythonArgParser parser(
-      {"add_rms_norm(Tensor input, Tensor residual, SymIntArrayRef normalized_shape, Tensor? weight=None, "
-       "double? eps=None, *, double weight_offset=0.0)"});
-  torch::ParsedArgs<6> parsed;
-  auto r = parser.parse(args, kwargs, parsed);
-  return unlocked([input = r.tensor(0), residual = r.tensor(1), normalized_shape = r.symintlist(2),
-                   weight = r.optionalTensor(3), eps = r.toDoubleOptional(4), weight_offset = to_double(r, 5)] {
-    return function(input, residual, normalized_shape, weight, eps, weight_offset);
-  });
-  END_HANDLE_TH_ERRORS
-}
-
-template <auto function>
-PyObject* adaptive_layer_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
-  HANDLE_TH_ERRORS
-  static torch::PythonArgParser parser(
-      {"adaptive_layer_norm(Tensor input, Tensor scale, Tensor shift, double eps=1e-05)"});
-  torch::ParsedArgs<4> parsed;
-  auto r = parser.parse(args, kwargs, parsed);
-  return unlocked([input = r.tensor(0), scale = r.tensor(1), shift = r.tensor(2), eps = to_double(r, 3)] {
-    return function(input, scale, shift, eps);
-  });
-  END_HANDLE_TH_ERRORS
-}
-
-template <auto function>
-PyObject* adaptive_rms_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
-  HANDLE_TH_ERRORS
-  static torch::PythonArgParser parser(
-      {"adaptive_rms_norm(Tensor input, Tensor scale, Tensor? shift=None, double? eps=None)"});
-  torch::ParsedArgs<4> parsed;
-  auto r = parser.parse(args, kwargs, parsed);
-  return unlocked([input = r.tensor(0), scale = r.tensor(1), shift = r.optionalTensor(2), eps = r.toDoubleOptional(3)] {
-    return function(input, scale, shift, eps);
-  });
-  END_HANDLE_TH_ERRORS
-}
-
-template <auto function>
-PyObject* batch_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
-  HANDLE_TH_ERRORS
-  static torch::PythonArgParser parser(
-      {"batch_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight=None, Tensor? bias=None, "
-       "bool training=False, double momentum=0.1, double eps=1e-05, *, Tensor? residual=None, "
-       "c10::string_view? activation=None, double slope=0.01)"});
-  torch::ParsedArgs<11> parsed;
-  auto r = parser.parse(args, kwargs, parsed);
-  return unlocked([input = r.tensor(0), running_mean = r.optionalTensor(1), running_var = r.optionalTensor(2),
-                   weight = r.optionalTensor(3), bias = r.optionalTensor(4), training = r.toBool(5),
-                   momentum = to_double(r, 6), eps = to_double(r, 7), residual = r.optionalTensor(8),
-                   activation = r.stringViewOptional(9), slope = to_double(r, 10)] {
-    return function(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation,
-                    slope);
-  });
-  END_HANDLE_TH_ERRORS
-}
-
-template <auto function>
-PyObject* group_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
-  HANDLE_TH_ERRORS
-  static torch::PythonArgParser parser(
-      {"group_norm(Tensor input, int64_t num_groups, Tensor? weight=None, Tensor? bias=None, double eps=1e-05, *, "
-       "c10::string_view? activation=None, double slope=0.01)"});
-  torch::ParsedArgs<7> parsed;
-  auto r = parser.parse(args, kwargs, parsed);
-  return unlocked(
-      [input = r.tensor(0), num_groups = r.toInt64(1), weight = r.optionalTensor(2), bias = r.optionalTensor(3),
-       eps = to_double(r, 4), activation = r.stringViewOptional(5),
-       slope = to_double(r, 6)] { return function(input, num_groups, weight, bias, eps, activation, slope); });
-  END_HANDLE_TH_ERRORS
-}
-
-template <auto function>
-PyObject* instance_norm_python(PyObject*, PyObject* args, PyObject* kwargs) {
-  HANDLE_TH_ERRORS
-  static torch::PythonArgParser parser(
-      {"instance_norm(Tensor input, Tensor? running_mean=None, Tensor? running_var=None, Tensor? weight=None, "
-       "Tensor? bias=None, bool use_input_stats=True, double momentum=0.1, double eps=1e-05, *, "
-       "c10::string_view? activation=None, double slope=0.01)"});
-  torch::ParsedArgs<10> parsed;
-  auto r = parser.parse(args, kwargs, parsed);
-  return unlocked([input = r.tensor(0), running_mean = r.optionalTensor(1), running_var = r.optionalTensor(2),
-                   weight = r.optionalTensor(3), bias = r.optionalTensor(4), use_input_stats = r.toBool(5),
-                   momentum = to_double(r, 6), eps = to_double(r, 7), activation = r.stringViewOptional(8),
-                   slope = to_double(r, 9)] {
-    return function(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation, slope);
-  });
-  END_HANDLE_TH_ERRORS
-}
-
-template <auto function>
+template <auto function, const auto& kSignature>
 PyCFunction with_keywords() {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(parsed<function, kSignature>));
 }
+
+// The order and the types are those of the function's parameters.
+constexpr char kLayerNorm[] =
+    "layer_norm(Tensor input, SymIntArrayRef normalized_shape, Tensor? weight=None, Tensor? bias=None, "
+    "double eps=1e-05, *, double weight_offset=0.0)";
+constexpr char kRMSNorm[] =
+    "rms_norm(Tensor input, SymIntArrayRef normalized_shape, Tensor? weight=None, double? eps=None, "
+    "*, double weight_offset=0.0)";
+constexpr char kAddLayerNorm[] =
+    "add_layer_norm(Tensor input, Tensor residual, SymIntArrayRef normalized_shape, Tensor? weight=None, "
+    "Tensor? bias=None, double eps=1e-05, *, double weight_offset=0.0)";
+constexpr char kAddRMSNorm[] =
+    "add_rms_norm(Tensor input, Tensor residual, SymIntArrayRef normalized_shape, Tensor? weight=None, "
+    "double? eps=None, *, double weight_offset=0.0)";
+constexpr char kAdaptiveLayerNorm[] = "adaptive_layer_norm(Tensor input, Tensor scale, Tensor shift, double eps=1e-05)";
+constexpr char kAdaptiveRMSNorm[] =
+    "adaptive_rms_norm(Tensor input, Tensor scale, Tensor? shift=None, double? eps=None)";
+constexpr char kBatchNorm[] =
+    "batch_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight=None, Tensor? bias=None, "
+    "bool training=False, double momentum=0.1, double eps=1e-05, *, Tensor? residual=None, "
+    "c10::string_view? activation=None, double slope=0.01)";
+constexpr char kGroupNorm[] =
+    "group_norm(Tensor input, int64_t num_groups, Tensor? weight=None, Tensor? bias=None, double eps=1e-05, *, "
+    "c10::string_view? activation=None, double slope=0.01)";
+constexpr char kInstanceNorm[] =
+    "instance_norm(Tensor input, Tensor? running_mean=None, Tensor? running_var=None, Tensor? weight=None, "
+    "Tensor? bias=None, bool use_input_stats=True, double momentum=0.1, double eps=1e-05, *, "
+    "c10::string_view? activation=None, double slope=0.01)";
 
 // A norm, and the check of its arguments.
-#define NORMEXT_NORM(name)                                                                              \
-  {#name, with_keywords<name##_python<name>>(), METH_VARARGS | METH_KEYWORDS, nullptr}, {               \
-    "check_" #name, with_keywords<name##_python<check_##name>>(), METH_VARARGS | METH_KEYWORDS, nullptr \
+#define NORMEXT_NORM(name, signature)                                                               \
+  {#name, with_keywords<name, signature>(), METH_VARARGS | METH_KEYWORDS, nullptr}, {               \
+    "check_" #name, with_keywords<check_##name, signature>(), METH_VARARGS | METH_KEYWORDS, nullptr \
   }
-PyMethodDef norms[] = {NORMEXT_NORM(layer_norm),          NORMEXT_NORM(rms_norm),
-                       NORMEXT_NORM(add_layer_norm),      NORMEXT_NORM(add_rms_norm),
-                       NORMEXT_NORM(adaptive_layer_norm), NORMEXT_NORM(adaptive_rms_norm),
-                       NORMEXT_NORM(batch_norm),          NORMEXT_NORM(group_norm),
-                       NORMEXT_NORM(instance_norm),       {nullptr, nullptr, 0, nullptr}};
+PyMethodDef norms[] = {NORMEXT_NORM(layer_norm, kLayerNorm),
+                       NORMEXT_NORM(rms_norm, kRMSNorm),
+                       NORMEXT_NORM(add_layer_norm, kAddLayerNorm),
+                       NORMEXT_NORM(add_rms_norm, kAddRMSNorm),
+                       NORMEXT_NORM(adaptive_layer_norm, kAdaptiveLayerNorm),
+                       NORMEXT_NORM(adaptive_rms_norm, kAdaptiveRMSNorm),
+                       NORMEXT_NORM(batch_norm, kBatchNorm),
+                       NORMEXT_NORM(group_norm, kGroupNorm),
+                       NORMEXT_NORM(instance_norm, kInstanceNorm),
+                       {nullptr, nullptr, 0, nullptr}};
 #undef NORMEXT_NORM
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
