@@ -296,10 +296,10 @@ class Channels {
   }
 
   // From channels to columns: tables of the coefficients of a block's columns, and of the first ones once more, see
-  // map_columns.
+  // map_columns. (Not inlined: every map calls it.)
   template <class Number, int kTables>
-  void expand(int64_t block, const Number* const (&coefficients)[kTables],
-              ColumnTable<Number> (&tables)[kTables]) const {
+  NORMEXT_NOINLINE void expand(int64_t block, const Number* const (&coefficients)[kTables],
+                               ColumnTable<Number> (&tables)[kTables]) const {
     const int64_t begin = channel_begin(block), end = channel_begin(block + 1), size = columns(block, 0, 0).size();
     for (int i = 0; i < kTables; ++i) {
       Number* column = tables[i].at;

@@ -149,9 +149,10 @@ void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& 
   for (int64_t row = block.row; row < block.row_end; ++row) {
     const int64_t begin = row * block.width + block.column, end = row * block.width + block.row_columns_end(row);
     const auto in_row = [&](int64_t at, int64_t count) NORMEXT_INLINE { return apply(at, at - begin, count); };
-    const int64_t lines = kStream ? begin : std::min(end, begin + before_line(out + begin));
-    map_vectors<kStream>(out, begin, lines, in_row, ask_ahead);
-    map_vectors<kStream>(out, lines, end, in_row, ask_ahead);  // no vector lies across two lines
+    // Up to a line first, and then on: no vector lies across two lines. (A loop, so that there is one copy of the
+    // code.)
+    int64_t stop = kStream ? end : std::min(end, begin + before_line(out + begin));
+    for (int64_t at = begin; at < end; at = stop, stop = end) map_vectors<kStream>(out, at, stop, in_row, ask_ahead);
   }
 }
 
