@@ -242,22 +242,37 @@ int64_t varying_dims(const Tensor& parameter) {
   return dims;
 }
 
-// The parameter along that many of the input's leading dimensions; where it varies along some of them only, expanded.
-Tensor along(const Tensor& parameter, const Tensor& input, int64_t dims) {
-  if (!parameter.defined()) return parameter;
+// The sizes of an aligned parameter that varies along that many of the input's leading dimensions.
+c10::SymDimVector sizes_along(const Tensor& input, int64_t dims) {
   c10::SymDimVector sizes(input.dim(), 1);
   std::copy_n(input.sym_sizes().begin(), dims, sizes.begin());
-  sizes.back() = parameter.sym_sizes().back();
-  bool there = true;
-  for (int64_t d = 0; d < dims; ++d) there = there && !(is_one(parameter.sym_size(d)) && !is_one(sizes[d]));
-  return there ? parameter : parameter.expand_symint(sizes);
+  sizes.back() = input.sym_sizes().back();
+  return sizes;
+}
+
+// Whether it has them but for those along which it does not vary.
+bool must_be_expanded(const Tensor& parameter, const c10::SymDimVector& sizes) {
+  if (!parameter.defined()) return false;
+  for (size_t d = 0; d + 1 < sizes.size(); ++d)
+    if (is_one(parameter.sym_size(d)) && !is_one(sizes[d])) return true;
+  return false;
 }
 
 Tensor adaptive_composite(const RowNorm& norm, const Tensor& input, const Tensor& scale, const Tensor& shift) {
   check_adaptive(norm, input, scale, shift);
-  const Tensor s = aligned(scale, input), b = aligned(shift, input);
-  const int64_t dims = std::max(varying_dims(s), varying_dims(b));
-  return call_forward(norm, {input, {}, along(s, input, dims), along(b, input, dims), last_of(input)}).output;
+  Tensor s = aligned(scale, input), b = aligned(shift, input);
+  const auto sizes = sizes_along(input, std::max(varying_dims(s), varying_dims(b)));
+  if (must_be_expanded(s, sizes) || must_be_expanded(b, sizes)) {
+    // The gradient is summed by autograd, over what the parameter was expanded along: in float32, rounded once.
+    const auto expanded = [&](const Tensor& parameter) {
+      return parameter.defined()
+                 ? parameter.to(at::promote_types(parameter.scalar_type(), at::kFloat)).expand_symint(sizes)
+                 : parameter;
+    };
+    s = expanded(s);
+    b = expanded(b);
+  }
+  return call_forward(norm, {input, {}, s, b, last_of(input)}).output;
 }
 Tensor adaptive_layer_norm_composite(const Tensor& input, const Tensor& scale, const Tensor& shift, double eps) {
   return adaptive_composite(adaptive(kCentered, eps), input, scale, shift);
