@@ -120,4 +120,4 @@ def test_networks_are_all_of_norms_that_convert(network: Network) -> None:
     assert network_(x).is_meta
     report = normext.convert(network_, fuse=True)
     assert report.converted and not report.left
-    assert bool(report.fused) == (network.name in ("UNet", "nnU-Net"))
+    assert bool(report.fused) == (network.name in ("ResNet-50", "UNet", "nnU-Net"))
