@@ -6,6 +6,7 @@
 // That it finds what it is for was tried with planted faults: see test_sanitizers.py.
 #include <sstream>
 
+#include "batch_parts.h"
 #include "channel_norms.h"
 #include "checks.h"
 #include "row_kinds.h"
@@ -142,7 +143,7 @@ constexpr RowNorm kRowNorms[] = {{RowStatistics::centered, 0, "layer_norm"},
                                  {RowStatistics::uncentered, 0, "rms_norm"},
                                  {RowStatistics::uncentered, 1, "rms_norm with weight + 1"}};
 
-Axes axes_of(const RowNorm& norm, int64_t rows, int64_t columns) {
+Axes row_axes(const RowNorm& norm, int64_t rows, int64_t columns) {
   return {rows * columns, rows, columns, columns, 1, norm.statistics == RowStatistics::centered};
 }
 
@@ -153,7 +154,7 @@ std::string text(const RowNorm& norm, const char* pass, int64_t rows, int64_t co
 }
 
 void test_row_norm_forward(const RowNorm& norm, int64_t rows, int64_t columns, const DTypes& t, double scale) {
-  const Axes axes = axes_of(norm, rows, columns);
+  const Axes axes = row_axes(norm, rows, columns);
   test_forward(text(norm, "forward", rows, columns, t) + " times " + std::to_string(scale), axes, t, true, scale,
                norm.weight_offset,
                [&](auto* input, auto* weight, auto* bias, auto*, auto*, auto* output, auto* mean, auto* rstd, auto*) {
@@ -181,7 +182,7 @@ void test_row_norm_forward(const RowNorm& norm, int64_t rows, int64_t columns, c
 
 void test_row_norm(const RowNorm& norm, const RowNormShape& shape) {
   const int64_t rows = shape.rows, columns = shape.columns;
-  const Axes axes = axes_of(norm, rows, columns);
+  const Axes axes = row_axes(norm, rows, columns);
   if (!shape.every_norm && !axes.centered) return;
   // An offset is the same code with one addition: of many rows, of the longest, and of some others.
   if (norm.weight_offset != 0 && axes.elements < 10 * kLarge && (axes.elements >= kLarge || rows < 3)) return;
@@ -216,11 +217,6 @@ void test_row_norm(const RowNorm& norm, const RowNormShape& shape) {
 }
 
 // ------------------------------------------------------------------------------------------------ BatchNorm
-Axes axes_of(const ChannelNormShape& shape) {
-  const int64_t stride = shape.channels_last ? 1 : shape.plane;
-  return {shape.batch * shape.channels * shape.plane, shape.channels, stride, shape.channels, stride};
-}
-
 std::string text(const ChannelNormShape& shape, const DTypes& t, bool training) {
   std::ostringstream what;
   what << (training ? "training, " : "evaluation, ") << shape.batch << " x " << shape.channels << " channels x "
@@ -345,6 +341,7 @@ int main(int argc, char** argv) {
   test_row_kinds();
   for (const auto& shape : batch_norm_shapes()) test_batch_norm(shape);
   test_channel_norms();
+  test_batch_parts();
   test_far_ranges();
   for (const int64_t channels : {1, 3, 4, 7, 8, 9, 15, 16, 17, 33, 65, 257, 8193}) {
     for (const int64_t count : {2, 100}) test_batch_norm_update(channels, count);

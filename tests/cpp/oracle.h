@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "buffer.h"
+#include "ops/channel_norm.h"
 
 namespace normext::test {
 
@@ -20,6 +21,12 @@ struct Axes {
     return i / (elements / lines) * (affines / lines) + i / affine_stride % (affines / lines);
   }
 };
+
+// BatchNorm's.
+inline Axes axes_of(const ChannelNormShape& shape) {
+  const int64_t stride = shape.channels_last ? 1 : shape.plane;
+  return {shape.batch * shape.channels * shape.plane, shape.channels, stride, shape.channels, stride};
+}
 
 // A right value, and the size of what was added up to reach it, which is what rounding errors are in proportion to.
 struct Expected {

@@ -300,7 +300,8 @@ class Accesses:
         elif shape.coefficients.startswith("StoredCoefficients"):
             self.narrow_loads = int(shape.coefficients[-2])
         elif shape.coefficients.startswith("EvaluationCoefficients"):
-            self.narrow_loads, self.narrow_stores = 4 * parameter, 3  # as the forward, with running statistics
+            # Weight and bias, running statistics, or in their place three moments; mean, rstd, var are written.
+            self.narrow_loads, self.narrow_stores = 4 * parameter + 3, 3
         else:
             self.narrow_loads = 1 + parameter  # rstd, weight
 
