@@ -49,6 +49,14 @@ void check_gradient(const char* op, const Tensor& grad_output, const Tensor& inp
 
 Tensor float64(const Tensor& input, const c10::SymInt& size) { return empty(input, size, at::kDouble); }
 
+// The statistics that the map of an empty part returns: the whole batch's, as every other part's map.
+void read_statistics(const Tensor& moments, double eps, const Tensor& mean, const Tensor& rstd) {
+  const int64_t channels = mean.size(0);
+  mean.copy_(moments.narrow(0, 0, channels));
+  const Tensor count = moments.narrow(0, 2 * channels, 1).clamp_min(1);
+  rstd.copy_((moments.narrow(0, channels, channels) / count + eps).rsqrt());
+}
+
 // What the halves of backward share; tensors that are not as kernels take them are held as copies.
 struct Backward {
   at::MemoryFormat format;
@@ -125,8 +133,7 @@ Map map_kernel(const Tensor& input, const Tensor& maybe_strided, const MaybeTens
   const auto outputs = map_meta(input, maybe_strided, maybe_weight, maybe_bias, eps, maybe_residual, activation, slope);
   const auto& [output, mean, rstd] = outputs;
   if (input.numel() == 0) {
-    mean.zero_();
-    rstd.zero_();
+    read_statistics(maybe_strided, eps, mean, rstd);
     return outputs;
   }
   const auto format = memory_format(input);
