@@ -24,6 +24,7 @@ if not dist.is_available():
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import (
     DeviceMesh,
+    DTensor,
     Partial,
     Replicate,
     Shard,
@@ -34,6 +35,7 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
 
+ops = torch.ops.normext
 SHAPE = (4, 6, 8)
 
 
@@ -204,7 +206,7 @@ def _enabled(mesh: DeviceMesh) -> None:
 
 
 def _fused(mesh: DeviceMesh) -> None:
-    """A residual, and a scale and shift for each sample: nothing is communicated, and gradients lie as they should."""
+    """A residual, and a scale and shift for each sample: outputs and gradients lie as they should."""
     x, residual, scale = (torch.randn(*size, dtype=torch.float64) for size in (SHAPE, SHAPE, (SHAPE[0], SHAPE[-1])))
     norms = {
         "add_layer_norm": lambda f, x, r, s: sum(f(x, r, [8], s[0])),
@@ -214,19 +216,41 @@ def _fused(mesh: DeviceMesh) -> None:
         "batch_norm": lambda f, x, r, s: f(x, None, None, training=True, residual=r, activation="silu") + s[0],
     }
     for (name, call), dim in itertools.product(norms.items(), (0, 1)):
-        if name == "batch_norm" and dim == 0:  # which its statistics are over
-            continue
         alone = [t.clone().requires_grad_() for t in (x, residual, scale)]
         by_sample = Shard(0) if name.startswith("adaptive") and dim == 0 else Replicate()
         placed = (Shard(dim), Shard(dim), by_sample)
         shared = [distribute_tensor(t.detach(), mesh, [p]).requires_grad_() for t, p in zip(alone, placed, strict=True)]
         outputs = [call(getattr(normext, name), *tensors) for tensors in (alone, shared)]
         torch.testing.assert_close(outputs[1].full_tensor(), outputs[0])
-        assert outputs[1].placements == (Shard(dim),)
+        if name != "batch_norm" or dim == 1:  # 0 is what its statistics are over
+            assert outputs[1].placements == (Shard(dim),)
         for output in outputs:
             output.sin().sum().backward()
         for a, b in zip(shared, alone, strict=True):
             torch.testing.assert_close(a.grad.full_tensor(), b.grad)
+
+
+def _batch_in_parts(mesh: DeviceMesh) -> None:
+    """The halves of SyncBatchNorm: once the moments are known, only the sums of a part have to be added up."""
+    x, grad, residual = (torch.randn(3, 6, 5, dtype=torch.float64) for _ in range(3))
+    weight, bias = torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+
+    def halves(x: torch.Tensor, grad: torch.Tensor, *rest: torch.Tensor) -> list[torch.Tensor]:
+        residual, weight, bias = rest
+        moments = ops.batch_norm_merge(ops.batch_norm_moments(x)[None])
+        output, mean, rstd = ops.batch_norm_map(x, moments, weight, bias, 1e-5, residual, "silu")
+        sums = ops.batch_norm_gradient_sums(grad, x, moments, mean, rstd)
+        return [output, ops.batch_norm_gradient_map(grad, x, moments, mean, rstd, weight, sums), sums, moments, mean]
+
+    expected = halves(x, grad, residual, weight, bias)
+    for dim in range(3):
+        data = [distribute_tensor(t, mesh, [Shard(dim)]) for t in (x, grad, residual)]
+        found = halves(*data, *(distribute_tensor(t, mesh, [Replicate()]) for t in (weight, bias)))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.full_tensor(), b)
+        if dim != 1:
+            placements = [Shard(dim), Shard(dim), Partial(), Replicate(), Replicate()]
+            assert [t.placements for t in found] == [(placement,) for placement in placements]
 
 
 CASES: dict[str, Callable[[DeviceMesh], None]] = {
@@ -242,6 +266,7 @@ CASES |= {
         _converted,
         _enabled,
         _fused,
+        _batch_in_parts,
     )
 }
 
@@ -273,3 +298,13 @@ def reports() -> list[dict[str, str]]:
 def test_two_processes(reports: list[dict[str, str]], name: str) -> None:
     for rank, report in enumerate(reports):
         assert name not in report, f"process {rank}: {report[name]}"
+
+
+def test_every_operator_has_a_strategy() -> None:
+    """But for those that are taken apart into others before DTensor sees them."""
+    known = DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("normext::")]
+    overloads = [getattr(ops, name.removeprefix("normext::")).default for name in names]
+    taken_apart = torch._C.DispatchKey.CompositeImplicitAutograd
+    assert overloads
+    assert not [op for op in overloads if op not in known and not op.has_kernel_for_dispatch_key(taken_apart)]

@@ -26,6 +26,8 @@ ROLES = {
     "gradients": ("grad_weight", "grad_bias"),
     "lines": ("scale", "shift"),
     "grad_lines": ("grad_scale", "grad_shift"),
+    "moments": ("moments", "parts"),
+    "sums": ("sums",),
 }
 ROLE = {name: role for role, names in ROLES.items() for name in names}
 REPLICATED: Layout = dict.fromkeys(ROLES, Replicate())
@@ -56,13 +58,27 @@ def adaptive_norm(arguments: Arguments) -> list[Layout]:
     ]
 
 
-def channel_norm(arguments: Arguments) -> list[Layout]:
-    """Statistics of each channel. In evaluation they are given, and every other dimension is independent, too."""
-    channels: Layout = {"data": Shard(1), **dict.fromkeys(("statistics", "parameters", "gradients"), Shard(0))}
-    if arguments["training"]:
-        return [channels]
+def _given_statistics(arguments: Arguments) -> list[Layout]:
+    """Of each channel, for every process: each other dimension is independent."""
     others = (dim for dim in range(arguments["input"].ndim) if dim != 1)
-    return [channels, *({**_independent(dim), "statistics": Replicate()} for dim in others)]
+    return [{**_independent(dim), "statistics": Replicate()} for dim in others]
+
+
+def channel_norm(arguments: Arguments) -> list[Layout]:
+    """Statistics of each channel, which in evaluation are given."""
+    channels: Layout = {"data": Shard(1), **dict.fromkeys(("statistics", "parameters", "gradients"), Shard(0))}
+    return [channels] if arguments["training"] else [channels, *_given_statistics(arguments)]
+
+
+def whole_batch(arguments: Arguments) -> list[Layout]:
+    """Moments, which no placement puts together: their merge is no sum, and channels are not what they are cut by."""
+    return []
+
+
+def part_of_batch(arguments: Arguments) -> list[Layout]:
+    """The maps by given moments and sums. A part's own sums are partial ones."""
+    sums = Replicate() if "sums" in arguments else Partial()
+    return [{**layout, "moments": Replicate(), "sums": sums} for layout in _given_statistics(arguments)]
 
 
 def group_norm(arguments: Arguments) -> list[Layout]:
@@ -113,6 +129,11 @@ LAYOUTS = {
     ops.batch_norm_forward: channel_norm,
     ops.batch_norm_backward: channel_norm,
     ops.batch_norm_activation_backward: channel_norm,
+    ops.batch_norm_moments: whole_batch,
+    ops.batch_norm_merge: whole_batch,
+    ops.batch_norm_map: part_of_batch,
+    ops.batch_norm_gradient_sums: part_of_batch,
+    ops.batch_norm_gradient_map: part_of_batch,
     ops.group_norm_forward: group_norm,
     ops.group_norm_backward: group_norm,
     ops.batch_norm_update_stats: running_statistics,
