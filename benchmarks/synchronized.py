@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import normext
 from benchmarks import machine, record
+from benchmarks.__main__ import keep_freed_memory
 from benchmarks.results import Quartiles, quartiles
-from benchmarks.timing import keep_freed_memory
 
 SHAPES = ((16, 64, 56, 56), (16, 256, 28, 28), (16, 512, 14, 14), (16, 2048, 7, 7))
 ROUNDS = 51
