@@ -60,7 +60,6 @@ def slowest(run: Callable[[], None]) -> float:
 
 def measure(rank: int, size: int, folder: str) -> None:
     """What each process runs; the first leaves what was found in the folder."""
-    keep_freed_memory()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size, init_method=f"file://{folder}/store")
     found: Figures = []
@@ -110,4 +109,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()
