@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from inputs import channels_last, off_by, running, values
 from torch import Tensor
 
 import normext
-from normext import _C
+from normext import _C, synchronized
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
@@ -146,6 +147,37 @@ def test_compile_with_cuda_graphs(layer: Callable) -> None:
             torch.testing.assert_close(ours, wanted)
     for ours, wanted in zip(module.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_nccl_available(), reason="no NCCL")
+def test_a_graph_captures_the_collectives_of_sync_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a group of one, which is made to communicate; eagerly nothing waits for the GPU."""
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(synchronized, "group_of", lambda _: (dist.group.WORLD.group_name, 1))
+        module, twin = normext.SyncBatchNorm(SHAPE[1]).cuda(), normext.BatchNorm2d(SHAPE[1]).cuda()
+        x, grad_output = images(), images()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step(module, x, grad_output)  # NCCL is set up
+            with no_synchronization():
+                step(module, x, grad_output)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step(module, x, grad_output)
+        twin.load_state_dict(module.state_dict())
+        for _ in range(3):
+            x.copy_(images())
+            grad_output.copy_(images())
+            graph.replay()
+            for ours, wanted in zip(captured, step(twin, x, grad_output), strict=True):
+                torch.testing.assert_close(ours, wanted)
+            for ours, wanted in zip(module.buffers(), twin.buffers(), strict=True):
+                torch.testing.assert_close(ours, wanted)
+    finally:
+        dist.destroy_process_group()
 
 
 # Dtypes, alignment, size
