@@ -10,6 +10,7 @@ import itertools
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -321,6 +322,19 @@ def _no_forward_mode() -> None:
         torch.func.grad(lambda v: module(v).sum())(x)
 
 
+def _raised_by_one() -> None:
+    """The other process waits as long as the backend does."""
+    group = dist.new_group(timeout=timedelta(seconds=3))
+    module, x = _module(process_group=group), torch.randn(3, 6, dtype=torch.float64)
+    if dist.get_rank() == 1:
+        with pytest.raises(NotImplementedError, match="not implemented for 'Int'"):
+            module(x.int())
+    else:
+        with pytest.raises(RuntimeError, match=r"(?i)timed? ?out"):
+            module(x)
+    dist.barrier()
+
+
 class _Copied(torch.autograd.Function):
     """What every process has, to be used by each in its own way: gradients add up."""
 
@@ -391,7 +405,7 @@ CASES |= {
         _no_forward_mode,
     )
 }
-OF_TWO = {"compiled": _compiled, "gradcheck": _gradcheck}
+OF_TWO = {"compiled": _compiled, "gradcheck": _gradcheck, "raised_by_one": _raised_by_one}
 
 
 def _left_alone() -> None:
