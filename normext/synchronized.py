@@ -47,6 +47,11 @@ def sync_batch_norm(
     activation: activations.Activation,
 ) -> Tensor:
     """:func:`normext.batch_norm` in training, by the statistics of all processes of the group."""
+    if hasattr(input, "device_mesh"):
+        raise NotImplementedError(
+            "SyncBatchNorm: expected a local tensor, this process's part of the batch, but got a DTensor, whose "
+            "batch is whole already; BatchNorm takes it"
+        )
     if eps <= 0:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
     output, moments = _SyncBatchNorm.apply(input, weight, bias, residual, eps, activations.parts(activation), group)

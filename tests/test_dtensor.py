@@ -253,6 +253,14 @@ def _batch_in_parts(mesh: DeviceMesh) -> None:
             assert [t.placements for t in found] == [(placement,) for placement in placements]
 
 
+def _no_sync_batch_norm(mesh: DeviceMesh) -> None:
+    """Whose input is a part of a batch, where a DTensor is all of one; in evaluation there is no difference."""
+    norm, x = distribute_module(normext.SyncBatchNorm(6), mesh), distribute_tensor(torch.randn(SHAPE), mesh, [Shard(0)])
+    with pytest.raises(NotImplementedError, match="got a DTensor"):
+        norm(x)
+    assert norm.eval()(x).placements == (Shard(0),)
+
+
 CASES: dict[str, Callable[[DeviceMesh], None]] = {
     f"{name}-{dim}": lambda mesh, name=name, dim=dim: _check(name, dim, mesh) for name in NORMS for dim in range(3)
 }
@@ -267,6 +275,7 @@ CASES |= {
         _enabled,
         _fused,
         _batch_in_parts,
+        _no_sync_batch_norm,
     )
 }
 
