@@ -24,6 +24,17 @@
 
 namespace normext::cuda {
 
+// How the rows of a launch are shared out, and where they lie.
+template <class T>
+struct BackwardPlan {
+  RowPlaces grad_output, input;
+  Lines weight;
+  unsigned blocks;  // of a line
+  int parts_of_block;
+  int64_t capacity;  // columns that there is shared memory for
+  Compute<T> inverse_n, weight_offset;
+};
+
 // A row's inputs as they come from memory. An absent row is zeros throughout, and adds nothing.
 template <class T, class X, class Statistics, int kVecs>
 struct RowInputs {
@@ -65,31 +76,118 @@ class ThreadWeight {
   A kept_[kStays ? kVecs : 1][1][kVec<T>];
 };
 
+// What is added to a row's gradient: that of the sum which the row is, if there is one. It is asked for at once, while
+// the row's sums are waited for; or vector by vector, where there are no registers for all of it.
+template <class T, class Source, int kVecs, class Part>
+class AddedGradient {
+  using X = typename Source::Element;
+  static constexpr bool kAtOnce = Part::kStep == 1 && std::is_same_v<T, X>;
+
+ public:
+  __device__ AddedGradient(const RowNormBackward& op, const Part& part, int64_t row, bool exists)
+      : op_(op), part_(part), row_(row), exists_(exists) {
+    if constexpr (Source::kAdds && kAtOnce) {
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) load(v);
+    }
+  }
+
+  __device__ void begin(int v) {
+    if constexpr (Source::kAdds && !kAtOnce) load(v);
+  }
+  __device__ void add_to(Compute<T>& dx, int v, int i) const {
+    if constexpr (Source::kAdds) dx += of_sum_[v][i];
+  }
+
+ private:
+  __device__ void load(int v) {
+    if (op_.grad_sum && exists_) of_sum_[v] = part_.load(static_cast<const X*>(op_.grad_sum) + row_ * op_.columns, v);
+  }
+
+  const RowNormBackward& op_;
+  const Part& part_;
+  int64_t row_;
+  bool exists_;
+  Elements<T, X> of_sum_[kVecs] = {};
+};
+
 // What a thread adds up over the rows of a part.
 template <class T, int kVecs>
 struct ParameterSums {
   Compute<T> weight[kVecs][kVec<T>] = {}, bias[kVecs][kVec<T>] = {};
 };
 
-// A thread's share of the sums that the gradient of a row takes.
-template <class Statistics, bool kAligned, int kVecs, class T, class X, class Part, class Weight, class A, int kCount>
-__device__ void sum_row(const RowInputs<T, X, Statistics, kVecs>& in, const Part& part, const Weight& weight,
-                        A (&sums)[kCount]) {
-#pragma unroll
-  for (int v = 0; v < kVecs; ++v) {
-    A x[kVec<T>], w[1][kVec<T>];
-    weight(v, w);
-#pragma unroll
-    for (int i = 0; i < kVec<T>; ++i) x[i] = in.saved.xhat(in.input[v][i]);
-    if (!Statistics::kKeepsZeros && !part.is_whole(v)) {
-#pragma unroll
-      for (int i = 0; i < kVec<T>; ++i)
-        if (kAligned || part.column(v, i) >= part.end()) x[i] = 0;
-    }
-#pragma unroll
-    for (int i = 0; i < kVec<T>; ++i) Statistics::template Gradient<A>::add(in.grad_output[v][i] * w[0][i], x[i], sums);
+// What a thread does with its part of a row.
+template <class T, class Statistics, class Source, int kVecs, class Part>
+struct ThreadRows {
+  using A = Compute<T>;
+  using X = typename Source::Element;
+  using Inputs = RowInputs<T, X, Statistics, kVecs>;
+  using Weight = ThreadWeight<T, kVecs, Part>;
+  using Added = AddedGradient<T, Source, kVecs, Part>;
+  using Gradient = typename Statistics::template Gradient<A>;
+  static constexpr bool kAligned = Part::kStep == 1;
+  static constexpr bool kHasBias = Statistics::kParameters == 2;
+
+  const RowNormBackward& op;
+  const BackwardPlan<T>& plan;
+  const PartialSums& partials;
+  const Part& part;
+
+  __device__ Inputs load(int64_t row, bool exists) const {
+    Inputs in{};
+    if (!exists) return in;
+    part.load(static_cast<const T*>(op.grad_output) + plan.grad_output[row], in.grad_output);
+    part.load(static_cast<const X*>(op.input) + plan.input[row], in.input);
+    in.saved = in.saved.load(op, row);
+    return in;
   }
-}
+
+  // Its share of the sums that the gradient of a row takes.
+  template <int kCount>
+  __device__ void sum(const Inputs& in, const Weight& weight, A (&sums)[kCount]) const {
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      A x[kVec<T>], w[1][kVec<T>];
+      weight(v, w);
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) x[i] = in.saved.xhat(in.input[v][i]);
+      if (!Statistics::kKeepsZeros && !part.is_whole(v)) {
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i)
+          if (kAligned || part.column(v, i) >= part.end()) x[i] = 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) Gradient::add(in.grad_output[v][i] * w[0][i], x[i], sums);
+    }
+  }
+
+  // The gradient of a row, which is stored if the row exists, and what the row adds to the parameters'.
+  __device__ void map(int64_t row, bool exists, Inputs& in, const Weight& weight, const Gradient& gradient,
+                      Added& added, ParameterSums<T, kVecs>& sums) const {
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      in.grad_output[v].forget_widened();
+      in.input[v].forget_widened();
+      A dx[kVec<T>], w[1][kVec<T>];
+      weight(v, w);
+      added.begin(v);
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) {
+        // Once more, rather than kept: registers are what limits the length of a row here.
+        const A dy = in.grad_output[v][i], x = gradient.corrected(in.saved.xhat(in.input[v][i]));
+        dx[i] = gradient(dy * w[0][i], x) * in.saved.rstd;
+        added.add_to(dx[i], v, i);
+        if (partials.weight) sums.weight[v][i] = fma(dy, x, sums.weight[v][i]);
+        if (kHasBias && partials.bias) sums.bias[v][i] += dy;
+      }
+      if (op.grad_input && exists) part.store(static_cast<T*>(op.grad_input) + row * op.columns, v, dx);
+      if constexpr (!std::is_same_v<T, X>) {
+        if (op.grad_residual && exists) part.store(static_cast<X*>(op.grad_residual) + row * op.columns, v, dx);
+      }
+    }
+  }
+};
 
 // values, summed over the rows of a block in a fixed order, into one part of `partials`, at `to`.
 template <class T, int kLanes, int kVecs, class Part, class A>
@@ -140,29 +238,15 @@ constexpr int kBackwardBlocks = (kVecs == 1   ? 768
 template <class Source, bool kAligned>
 constexpr bool kPrefetchBackward = kAligned && !Source::kAdds;
 
-// How the rows of a launch are shared out, and where they lie.
-template <class T>
-struct BackwardPlan {
-  RowPlaces grad_output, input;
-  Lines weight;
-  unsigned blocks;  // of a line
-  int parts_of_block;
-  int64_t capacity;  // columns that there is shared memory for
-  Compute<T> inverse_n, weight_offset;
-};
-
 template <class T, class Statistics, class Source, int kLanes, int kVecs, bool kCluster, bool kAligned>
 __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, kVecs>)
     row_norm_backward_kernel(const RowNormBackward op, const BackwardPlan<T> plan, const PartialSums partials) {
   follow();
-  using A = Compute<T>;
-  using X = typename Source::Element;
   using Part = RowPart<T, kLanes, kVecs, kCluster, kAligned>;
+  using Rows = ThreadRows<T, Statistics, Source, kVecs, Part>;
+  using A = typename Rows::A;
   using Sum = GroupSum<A, Statistics::kBackwardSums, kRowThreads<kLanes>, kLanes, kCluster>;
-  using Gradient = typename Statistics::template Gradient<A>;
-  using Inputs = RowInputs<T, X, Statistics, kVecs>;
   constexpr bool kPrefetch = kPrefetchBackward<Source, kAligned>;
-  constexpr bool kHasBias = Statistics::kParameters == 2;
   constexpr int kGather = Part::kRows > 1 ? kLanes * kVecs * kVec<T> : 0;
   SHARED_ARRAY(A, shared, Sum::kSharedValues > kGather ? Sum::kSharedValues : kGather);
   DYNAMIC_SHARED(char, parameters);
@@ -170,25 +254,17 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
   const SharedParameters<T, 1> weights(parameters, op.param_dtype, plan.capacity, plan.weight_offset);
 
   const Part part(op.columns);
-  const auto load = [&](int64_t row, bool exists) {
-    Inputs in{};
-    if (!exists) return in;
-    part.load(static_cast<const T*>(op.grad_output) + plan.grad_output[row], in.grad_output);
-    part.load(static_cast<const X*>(op.input) + plan.input[row], in.input);
-    in.saved = in.saved.load(op, row);
-    return in;
-  };
-
+  const Rows rows{op, plan, partials, part};
   const int64_t line = line_of_block(), first = line * op.lines.rows_per_line, end = first + op.lines.rows_per_line;
   if (first >= op.rows) return;
   const int64_t row_step = int64_t{plan.blocks} * Part::kRows;
   int64_t row = first + part.row();
-  Inputs next;
-  if constexpr (kPrefetch) next = load(row, row < end);
+  typename Rows::Inputs next;
+  if constexpr (kPrefetch) next = rows.load(row, row < end);
 
   weights.fetch({plan.weight[line], nullptr}, op.columns);
   __syncthreads();
-  const ThreadWeight<T, kVecs, Part> weight(weights, part);
+  const typename Rows::Weight weight(weights, part);
 
   for (int of_block = 0; of_block < plan.parts_of_block; ++of_block) {
     ParameterSums<T, kVecs> parameter_sums;
@@ -196,55 +272,24 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
     for (int left = kRowsOfPart; left > 0 && row - part.row_of_block() < end; --left, row += row_step) {
       opaque(row);
       const bool exists = row < end;
-      Inputs in = kPrefetch ? next : load(row, exists);
-      if constexpr (kPrefetch) next = load(row + row_step, row + row_step < end);
+      auto in = kPrefetch ? next : rows.load(row, exists);
+      if constexpr (kPrefetch) next = rows.load(row + row_step, row + row_step < end);
 
       A sums[Statistics::kBackwardSums] = {};
-      sum_row<Statistics, kAligned>(in, part, weight, sums);
-      // Here, where the sums are waited for; or later, where there are no registers for all of it.
-      constexpr bool kAddsEarly = Source::kAdds && kAligned && std::is_same_v<T, X>;
-      [[maybe_unused]] Elements<T, X> grad_sum[kVecs] = {};
-      const auto load_grad_sum = [&](int v) {
-        if (op.grad_sum && exists) grad_sum[v] = part.load(static_cast<const X*>(op.grad_sum) + row * op.columns, v);
-      };
-      if constexpr (kAddsEarly) {
-#pragma unroll
-        for (int v = 0; v < kVecs; ++v) load_grad_sum(v);
-      }
+      rows.sum(in, weight, sums);
+      typename Rows::Added added(op, part, row, exists);
       group_sum(sums);
-      const Gradient gradient = Gradient::of(sums, Statistics::is_centered(op), plan.inverse_n);
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v) {
-        in.grad_output[v].forget_widened();
-        in.input[v].forget_widened();
-        A dx[kVec<T>], w[1][kVec<T>];
-        weight(v, w);
-        if constexpr (Source::kAdds && !kAddsEarly) load_grad_sum(v);
-#pragma unroll
-        for (int i = 0; i < kVec<T>; ++i) {
-          // Once more, rather than kept: registers are what limits the length of a row here.
-          const A dy = in.grad_output[v][i], x = gradient.corrected(in.saved.xhat(in.input[v][i]));
-          dx[i] = gradient(dy * w[0][i], x) * in.saved.rstd;
-          if constexpr (Source::kAdds) dx[i] += grad_sum[v][i];
-          if (partials.weight) parameter_sums.weight[v][i] = fma(dy, x, parameter_sums.weight[v][i]);
-          if (kHasBias && partials.bias) parameter_sums.bias[v][i] += dy;
-        }
-        if (op.grad_input && exists) part.store(static_cast<T*>(op.grad_input) + row * op.columns, v, dx);
-        if constexpr (!std::is_same_v<T, X>) {
-          if (op.grad_residual && exists) part.store(static_cast<X*>(op.grad_residual) + row * op.columns, v, dx);
-        }
-      }
+      const auto gradient = Rows::Gradient::of(sums, Statistics::is_centered(op), plan.inverse_n);
+      rows.map(row, exists, in, weight, gradient, added, parameter_sums);
     }
 
     if constexpr (Part::kRows > 1) __syncthreads();  // the exchange's memory now gathers the rows' sums
+    const int64_t index = (line * plan.blocks + part.block_of_row()) * plan.parts_of_block + of_block;
     const auto store = [&](void* to, A(&values)[kVecs][kVec<T>]) {
-      if (to)
-        store_partials<T, kLanes, kVecs>(partials, to,
-                                         (line * plan.blocks + part.block_of_row()) * plan.parts_of_block + of_block,
-                                         op.columns, part, kAligned, values, shared);
+      if (to) store_partials<T, kLanes, kVecs>(partials, to, index, op.columns, part, kAligned, values, shared);
     };
     store(partials.weight, parameter_sums.weight);
-    if constexpr (kHasBias) store(partials.bias, parameter_sums.bias);
+    if constexpr (Rows::kHasBias) store(partials.bias, parameter_sums.bias);
   }
   group_sum.leave();
   group_sum.finish();
