@@ -81,6 +81,17 @@ def check_gradients(
         assert_close(gradient.reshape(wanted.value.shape), wanted)
 
 
+@adaptive_norms
+def test_shift_of_each_element_has_the_gradient_of_the_output(backend: str, norm: RowNorm) -> None:
+    """It is that tensor: nothing is added up, and nothing copied. A shift of another dtype has a copy."""
+    x, scale, grad_output = (values(3, 5, 33, dtype=torch.bfloat16, device=backend) for _ in range(3))
+    for dtype in (torch.bfloat16, torch.float32):
+        scale, shift = scale.to(dtype), values(3, 5, 33, dtype=dtype, device=backend).requires_grad_()
+        (found,) = torch.autograd.grad(adaptive(norm, x, scale, shift), shift, grad_output)
+        assert (found.data_ptr() == grad_output.data_ptr()) == (dtype == grad_output.dtype)
+        assert_same(found, grad_output.to(dtype))
+
+
 # scale and shift of an input of [3, 5, 20], each with what it is to broadcast as
 PATTERNS = {
     "along the tokens": ((1, 5, 20), (1, 5, 20)),

@@ -2,6 +2,7 @@
 //
 // The sum of a norm with a residual is linear in both of its terms. So its node is one over (output, sum) that saves
 // the sum, and the second derivative, too, is that of a norm of the sum.
+#include <algorithm>
 #include <numeric>
 
 #include "double_backward.h"
@@ -26,8 +27,9 @@ struct RowNormDerivative {
   at::ScalarType dtype;  // the output's
 
   Gradients gradients(const Tensor& grad_output, const Saved& s, const Mask& mask) const {
-    auto gradients = call(grad_output, {}, s, {mask[0], false, mask[1], mask[2]});
-    return {std::move(gradients.input), std::move(gradients.weight), std::move(gradients.bias)};
+    const bool adds_each = kKind == RowNormKind::adaptive && mask[2] && has_shift_of_each_element(grad_output, s);
+    auto gradients = call(grad_output, {}, s, {mask[0], false, mask[1], mask[2] && !adds_each});
+    return {std::move(gradients.input), std::move(gradients.weight), adds_each ? grad_output : gradients.bias};
   }
   // With a residual: of input, residual, weight and bias. Where both terms are of one dtype, one tensor is the gradient
   // of both.
@@ -50,6 +52,13 @@ struct RowNormDerivative {
   }
 
  private:
+  // A shift that is added to one element alone has that element's gradient: there is nothing to add up or to copy.
+  static bool has_shift_of_each_element(const Tensor& grad_output, const Saved& s) {
+    const auto equal = [](const c10::SymInt& x, const c10::SymInt& y) { return TORCH_GUARD_OR_FALSE(x.sym_eq(y)); };
+    const auto lines = s.weight.sym_sizes(), input = s.input.sym_sizes();
+    return std::equal(lines.begin(), lines.end(), input.begin(), input.end(), equal) &&
+           s.weight.scalar_type() == grad_output.scalar_type();
+  }
   RowNormGradients call(const Tensor& grad_output, const Tensor& grad_sum, const Saved& s,
                         const RowNormMask& mask) const {
     const auto normalized_shape = s.input.sym_sizes().slice(s.input.dim() - normalized_dims);
