@@ -15,6 +15,24 @@ void with_type(DType dtype, const F& f) {
   f(Type<X>{});
 }
 
+// Elements [begin, end) from one dtype to another.
+template <bool kStream, class From, class To>
+void convert(const From* from, int64_t begin, int64_t end, To* to) {
+  map_vectors<kStream>(to, begin, end, [=](int64_t at, int64_t n) NORMEXT_INLINE { return load(from + at, n); });
+}
+
+// Past the caches, or not.
+template <class From, class To>
+void convert(bool streamed, const From* from, int64_t begin, int64_t end, To* to) {
+  streamed ? convert<true>(from, begin, end, to) : convert<false>(from, begin, end, to);
+}
+
+// From numbers of type X to an array of dtype, where element 0 stands at `to`.
+template <class X>
+void convert_to(DType dtype, bool streamed, const X* from, int64_t begin, int64_t end, void* to, int64_t at) {
+  with_type<X>(dtype, [&]<class D>(Type<D>) { convert(streamed, from, begin, end, static_cast<D*>(to) + at); });
+}
+
 // Lines of numbers of type S in the place of those of `dtype`.
 template <class S>
 class Widened {
@@ -34,11 +52,9 @@ class Widened {
     });
     return array(i);
   }
-  // Array i, rounded, to `at` elements after `gradients`, if these are wanted.
-  void store_line(int i, void* gradients, int64_t at = 0) const {
-    if (!gradients) return;
-    with_type<S>(dtype_,
-                 [&]<class P>(Type<P>) { store_array<P>(array(i), columns_, static_cast<P*>(gradients) + at); });
+  // Array i, rounded, to `at` elements after `gradients`, if these are wanted; past the caches, or not.
+  void store_line(int i, void* gradients, int64_t at = 0, bool streamed = false) const {
+    if (gradients) convert_to<S>(dtype_, streamed, array(i), 0, columns_, gradients, at);
   }
 
  private:

@@ -37,24 +37,6 @@ class Additions {
   StridedRows<X> residual_;
 };
 
-// Elements [begin, end) from one dtype to another.
-template <bool kStream, class From, class To>
-void convert(const From* from, int64_t begin, int64_t end, To* to) {
-  map_vectors<kStream>(to, begin, end, [=](int64_t at, int64_t n) NORMEXT_INLINE { return load(from + at, n); });
-}
-
-// Past the caches, or not.
-template <class From, class To>
-void convert(bool streamed, const From* from, int64_t begin, int64_t end, To* to) {
-  streamed ? convert<true>(from, begin, end, to) : convert<false>(from, begin, end, to);
-}
-
-// From numbers of type X to an array of dtype, where element 0 stands at `to`.
-template <class X>
-void convert_to(DType dtype, bool streamed, const X* from, int64_t begin, int64_t end, void* to, int64_t at) {
-  with_type<X>(dtype, [&]<class D>(Type<D>) { convert(streamed, from, begin, end, static_cast<D*>(to) + at); });
-}
-
 // The rows of a norm of sums, for NormalizedRows: made in groups, each row by steps that go along with other work. Sums
 // that are streamed are made in cache first, and outputs that are of a half type beside float32 sums normalized there.
 template <class X>

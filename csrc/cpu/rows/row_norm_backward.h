@@ -40,14 +40,15 @@ class BackwardWork {
       // As share_rows, for lines of rows enough to share.
       const bool shares_lines = op_.lines.rows_per_line >= threads && lines < 4 * threads && lines % threads != 0;
       if (!shares && !shares_lines) return by_lines<kStream>(lines, threads);
-      for_lines(0, lines, [&](const Kernel& kernel, int64_t first, int64_t last) {
+      for_lines<false>(0, lines, [&](const Kernel& kernel, int64_t first, int64_t last) {
         shares ? by_columns<kStream>(kernel, first, last, threads) : by_rows<kStream>(kernel, first, last, threads);
       });
     }
   }
 
-  // Calls f(kernel, first, last) for the rows of each line [begin, end).
-  template <class F>
+  // Calls f(kernel, first, last) for the rows of each line [begin, end). kStream: the lines' gradients are as much as
+  // the rows', where each row has a line, and are streamed like these.
+  template <bool kStream, class F>
   void for_lines(int64_t begin, int64_t end, const F& f) const {
     const Widened<S> numbers(op_.param_dtype, op_.columns, 3);
     Kernel kernel = kernel_;
@@ -56,8 +57,8 @@ class BackwardWork {
     for (int64_t line = begin; line < end; ++line) {
       kernel.weight = numbers.load(0, op_.weight, line * op_.lines.weight_stride, op_.weight_offset);
       f(kernel, line * op_.lines.rows_per_line, (line + 1) * op_.lines.rows_per_line);
-      numbers.store_line(1, op_.grad_weight, line * op_.columns);
-      numbers.store_line(2, op_.grad_bias, line * op_.columns);
+      numbers.store_line(1, op_.grad_weight, line * op_.columns, kStream);
+      numbers.store_line(2, op_.grad_bias, line * op_.columns, kStream);
     }
   }
 
@@ -167,7 +168,7 @@ class BackwardWork {
     parallel_for(lines, threads, [&](int64_t begin, int64_t end, int) {
       const Wide wide(*this, kRowsTogether);
       const Scratch<double> totals(2 * stride_);
-      for_lines(begin, end, [&](const Kernel& kernel, int64_t first, int64_t last) {
+      for_lines<kStream>(begin, end, [&](const Kernel& kernel, int64_t first, int64_t last) {
         const int64_t most = std::min(kernel.group_within(2 * kCached), last - first);
         if (kernel.rows_from(first, most).count == last - first)
           return rows_in_groups<kStream>(kernel, first, last, wide, nullptr, nullptr);
