@@ -43,17 +43,22 @@ Setting make_setting(const Schedule& schedule, const NamedDevice& device, bool f
 const bool kRoundsGradientOfSum = false;
 const int64_t kLarge = 4000;
 
-// Backward with clusters, at random without, and forward on one of both devices, drawn for each case. Long rows at
-// random with clusters as well, and on an older device.
+// Every op with clusters in one schedule and without in another, drawn for it. Long rows at random with clusters as
+// well, and on an older device.
 const std::vector<Setting>& settings(int64_t) {
-  const auto with = [](const NamedDevice& forward) -> std::vector<Setting> {
-    return {make_setting(kSchedules[0], forward), make_setting(kSchedules[1], kDevices[0]),
-            make_setting(kSchedules[2], kDevices[1]), make_setting(kSchedules[2], kDevices[0], true),
-            make_setting(kSchedules[2], kOlder, true)};
-  };
-  static const std::vector<Setting> choices[] = {with(kDevices[0]), with(kDevices[1])};
+  static const std::vector<std::vector<Setting>> choices = [] {
+    std::vector<std::vector<Setting>> all;
+    for (const Schedule& with : kSchedules) {
+      for (const Schedule& without : kSchedules) {
+        if (with.order == without.order) continue;
+        all.push_back({make_setting(with, kDevices[0]), make_setting(without, kDevices[1]),
+                       make_setting(kSchedules[2], kDevices[0], true), make_setting(kSchedules[2], kOlder, true)});
+      }
+    }
+    return all;
+  }();
   static std::minstd_rand draw;  // the same in every process
-  return choices[draw() >> 8 & 1];
+  return choices[(draw() >> 8) % choices.size()];
 }
 
 template <class Op>
