@@ -48,7 +48,11 @@ struct ActivatedGradient {
     }
     activation.differentiate(z, in[0]);
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) dx[i] = fma(xhat[i], k(i)[4], fma(in[0][i], k(i)[2], -k(i)[5])) * k(i)[1];
+    for (int i = 0; i < kSize; ++i) {
+      // In evaluation the slope is zero, and xhat may be infinite.
+      const A slope = k(i)[4], sloped = slope == 0 ? A(0) : xhat[i];
+      dx[i] = fma(sloped, slope, fma(in[0][i], k(i)[2], -k(i)[5])) * k(i)[1];
+    }
   }
 };
 
