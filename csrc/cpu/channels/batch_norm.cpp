@@ -12,7 +12,7 @@ namespace normext::cpu::NORMEXT_ISA {
 template <class T, bool kNormal>
 struct NormalizeNearZero {
   static constexpr int kInputs = 1, kCoefficients = 2;
-  static auto apply(const Vector<T> (&in)[1], const Vector<T> (&k)[2]) {
+  NORMEXT_INLINE auto apply(const Vector<T> (&in)[1], const Vector<T> (&k)[2]) const {
     if constexpr (kNormal)
       return NormalFloats{fma(in[0], k[0], k[1])};
     else
@@ -29,7 +29,7 @@ constexpr float kNormalShift = 0x1p-90f;
 template <class T>
 struct TrainingGradient {
   static constexpr int kInputs = 2, kCoefficients = 5;  // dy, x; scale, mean, rstd, slope, level
-  static Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[5]) {
+  NORMEXT_INLINE Vector<T> apply(const Vector<T> (&in)[2], const Vector<T> (&k)[5]) const {
     return fma((in[1] - k[1]) * k[2], k[3], in[0] + k[4]) * k[0];
   }
 };
@@ -38,20 +38,21 @@ struct TrainingGradient {
 template <class T>
 struct EvaluationGradient {
   static constexpr int kInputs = 1, kCoefficients = 1;
-  static Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[1]) { return in[0] * k[0]; }
+  NORMEXT_INLINE Vector<T> apply(const Vector<T> (&in)[1], const Vector<T> (&k)[1]) const { return in[0] * k[0]; }
 };
 
 // Loops over channels are plain, and g++ makes vector code of them: `ivdep` says that arrays do not overlap where they
 // are too many for it to find out.
-template <class T, class P>
-void forward(const BatchNormForward& op, int threads) {
+//
+// `running` are the running mean and variance, if they are what it normalizes by.
+template <class T>
+void forward(const BatchNormForward& op, const ChannelParameters<Scalar<T>>& parameters,
+             const ChannelParameters<Scalar<T>>& running, int threads) {
   using S = Scalar<T>;
-  const T* const in[1] = {static_cast<const T*>(op.input)};
-  const P *weight = static_cast<const P*>(op.weight), *bias = static_cast<const P*>(op.bias);
-  const P *running_mean = static_cast<const P*>(op.running_mean), *running_var = static_cast<const P*>(op.running_var);
+  const T *const x = static_cast<const T*>(op.input), *const residual = static_cast<const T*>(op.residual);
   S *mean = static_cast<S*>(op.mean), *rstd = static_cast<S*>(op.rstd), *var = static_cast<S*>(op.var);
   const double eps = op.eps;
-  const bool evaluates = running_mean || op.given;
+  const bool evaluates = op.running_mean || op.given;
 
   // A slice of float64 elements is still in cache when it is summed a second time.
   const Channels channels(op.shape, threads, op.residual ? 2 : 1, sizeof(T), !evaluates,
@@ -59,9 +60,8 @@ void forward(const BatchNormForward& op, int threads) {
   const int64_t all = op.shape.channels, partials = evaluates ? 0 : channels.slices() * all;
   const ChannelArrays<S, 1> shifts(partials);
   const ChannelArrays<double, 2> sums(partials);  // of d and d^2, d = x - shift: see MomentSums
-  const ChannelArrays<S, 6> coefficients(all);  // of Normalize, shift near zero, how far it is, the activation's slope
-  const bool is_plain = op.activation.kind == Activation::Kind::none && !op.residual;
-  std::fill_n(coefficients[5], is_plain ? 0 : all, static_cast<S>(op.activation.slope));
+  const ChannelArrays<S, 5> coefficients(all);    // of Normalize, shift near zero, how far it is
+  const bool activates = op.activation.kind != Activation::Kind::none, is_plain = !activates && !op.residual;
 
   // What FirstMomentSums are taken about, for all of a slice's channels.
   const auto few = [&](int64_t slice) { return kTwoPasses<T> || channels.count(slice) < kFew; };
@@ -70,7 +70,7 @@ void forward(const BatchNormForward& op, int threads) {
     if (kDotSums<T>)
       std::fill(shift + channels.channel_begin(block), shift + channels.channel_begin(block + 1), 0);
     else
-      channels.sample(block, slice, in[0], shift);
+      channels.sample(block, slice, x, shift);
   };
   // Sums again what was not sound.
   const auto mend = [&](int64_t block, int64_t slice, bool summed) {
@@ -78,7 +78,7 @@ void forward(const BatchNormForward& op, int threads) {
     const double count = channels.count(slice);
     S* const shift = shifts[0] + slice * all;
     double *const first = sums[0] + slice * all, *const second = sums[1] + slice * all;
-    const auto sum = [&]<class Sum>() { channels.template reduce<Sum, T>(block, slice, in, {shift}, {first, second}); };
+    const auto sum = [&](const auto& none) { channels.reduce(none, block, slice, {x}, {shift}, {first, second}); };
     const auto all_sound = [&] {
       int64_t unsound = 0;  // as wide as a double, for vector code
       for (int64_t c = begin; c < end; ++c) unsound |= sound(count, first[c], second[c], eps) ? 0 : 1;
@@ -86,32 +86,30 @@ void forward(const BatchNormForward& op, int threads) {
     };
     if (summed && all_sound()) return;
     if (kDotSums<T> && summed) {
-      channels.sample(block, slice, in[0], shift);
-      sum.template operator()<MomentSums<T>>();
+      channels.sample(block, slice, x, shift);
+      sum(MomentSums<T>());
       if (all_sound()) return;
     }
-    for (int64_t c = begin; c < end; ++c) shift[c] = load_one(in[0] + channels.first_element(c));
-    sum.template operator()<WideMomentSums<T>>();
+    for (int64_t c = begin; c < end; ++c) shift[c] = load_one(x + channels.first_element(c));
+    sum(WideMomentSums<T>());
     if (!kTwoPasses<T>) return;
     for (int64_t c = begin; c < end; ++c) shift[c] += first[c] / count;
-    sum.template operator()<WideMomentSums<T>>();
+    sum(WideMomentSums<T>());
   };
   const auto reduce = [&](int64_t block, int64_t slice) {
     const int64_t offset = slice * all;
     if (few(slice)) return mend(block, slice, false);
     choose_shift(block, slice);
-    channels.template reduce<FirstMomentSums<T>, T>(block, slice, in, {shifts[0] + offset},
-                                                    {sums[0] + offset, sums[1] + offset});
+    channels.reduce(FirstMomentSums<T>(), block, slice, {x}, {shifts[0] + offset},
+                    {sums[0] + offset, sums[1] + offset});
     mend(block, slice, true);
   };
   const auto finish = [&](int64_t begin, int64_t end) {
     const int64_t size = end - begin;
-    S weights[kFinishedAtOnce], biases[kFinishedAtOnce];
     double means[kFinishedAtOnce], variances[kFinishedAtOnce];
-    if (running_mean) {
-      load_array(running_mean + begin, size, 0, weights);
-      load_array(running_var + begin, size, 0, biases);
-      for (int64_t i = 0; i < size; ++i) means[i] = weights[i], variances[i] = biases[i];
+    if (op.running_mean) {
+      std::copy_n(running.weight + begin, size, means);
+      std::copy_n(running.bias + begin, size, variances);
     } else if (op.given) {
       for (int64_t i = 0; i < size; ++i) {
         means[i] = op.given[begin + i];
@@ -142,8 +140,7 @@ void forward(const BatchNormForward& op, int threads) {
       for (int64_t i = 0; i < size; ++i) variances[i] /= count;
       for (int64_t i = 0; i < size; ++i) var[begin + i] = static_cast<S>(variances[i]);
     }
-    load_array(weight ? weight + begin : nullptr, size, 1, weights);
-    load_array(bias ? bias + begin : nullptr, size, 0, biases);
+    const S *const weight = parameters.weight + begin, *const bias = parameters.bias + begin;
     S *const m = mean + begin, *const r = rstd + begin;
     S *const high = coefficients[0] + begin, *const scale = coefficients[1] + begin;
     S *const shift = coefficients[2] + begin, *const near_shift = coefficients[3] + begin;
@@ -153,42 +150,39 @@ void forward(const BatchNormForward& op, int threads) {
       const double exact_mean = means[i], exact_rstd = reciprocal_std(variances[i], eps);
       high[i] = m[i] = static_cast<S>(exact_mean);
       r[i] = static_cast<S>(exact_rstd);
-      const double factor = exact_rstd * weights[i], low = std::isinf(exact_mean) ? 0 : exact_mean - high[i];
+      const double factor = exact_rstd * weight[i], low = std::isinf(exact_mean) ? 0 : exact_mean - high[i];
       scale[i] = static_cast<S>(factor);
-      shift[i] = static_cast<S>(biases[i] - low * factor);
-      near_shift[i] = static_cast<S>(biases[i] - exact_mean * factor);
+      shift[i] = static_cast<S>(bias[i] - low * factor);
+      near_shift[i] = static_cast<S>(bias[i] - exact_mean * factor);
       far[i] = !near_zero(exact_mean, exact_rstd) ? 2 : std::abs(near_shift[i]) >= kNormalShift ? 0 : 1;
     }
   };
   T* const y = static_cast<T*>(op.output);
-  // Calls f<Map>(coefficients) with the map that a block's channels allow.
+  // Calls f(map, its coefficients) with the map that a block's channels allow.
   const auto with_map = [&](int64_t block, const auto& f) {
     const S* const near[2] = {coefficients[1], coefficients[3]};
     const S* const anywhere[3] = {coefficients[0], coefficients[1], coefficients[2]};
     if constexpr (sizeof(T) == 2) {
       const S far = channels.largest(block, coefficients[4]);
-      if (far == 0) return f.template operator()<NormalizeNearZero<T, kLooksForSubnormals<T>>>(near);
-      if (far == 1) return f.template operator()<NormalizeNearZero<T, false>>(near);
+      if (far == 0) return f(NormalizeNearZero<T, kLooksForSubnormals<T>>(), near);
+      if (far == 1) return f(NormalizeNearZero<T, false>(), near);
     }
-    f.template operator()<Normalize<T>>(anywhere);
+    f(Normalize<T>(), anywhere);
   };
   const auto map_and_activate = [&](int64_t block, int64_t slice) {
-    const T* const with_residual[2] = {in[0], static_cast<const T*>(op.residual)};
-    with_activation(op.activation, [&]<class Act>() {
-      const S* k[3 + Act::kCoefficients];
-      for (int i = 0; i < 3 + Act::kCoefficients; ++i) k[i] = coefficients[i < 3 ? i : i + 2];
-      if (op.residual)
-        channels.template map<NormalizeAndAdd<T, Act>, T>(block, slice, with_residual, y, k);
-      else
-        channels.template map<Normalize<T, Act>, T>(block, slice, in, y, k);
-    });
+    const S* const k[3] = {coefficients[0], coefficients[1], coefficients[2]};
+    const Activate<T> activate(op.activation);
+    if (!activates)
+      channels.map(Normalize<T, Identity, true>(), block, slice, {x, residual}, y, k);
+    else if (residual)
+      channels.map(Normalize<T, Activate<T>, true>{activate}, block, slice, {x, residual}, y, k);
+    else
+      channels.map(Normalize<T, Activate<T>>{activate}, block, slice, {x}, y, k);
   };
   const auto map = [&](int64_t block, int64_t slice) {
     if (op.found) return;
     if (!is_plain) return map_and_activate(block, slice);
-    with_map(block, [&]<class Map>(const S* const(&k)[Map::kCoefficients]) {
-      channels.template map<Map, T>(block, slice, in, y, k);
-    });
+    with_map(block, [&](const auto& map, const auto& k) { channels.map(map, block, slice, {x}, y, k); });
   };
   const auto map_and_reduce = [&](int64_t block, int64_t slice) {
     if (few(slice) || !is_plain || op.found) {
@@ -197,25 +191,25 @@ void forward(const BatchNormForward& op, int threads) {
     }
     choose_shift(block + 1, slice);
     const int64_t offset = slice * all;
-    with_map(block, [&]<class Map>(const S* const(&k)[Map::kCoefficients]) {
-      channels.template map_and_reduce<Map, FirstMomentSums<T>, T>(block, slice, in, y, k, {shifts[0] + offset},
-                                                                   {sums[0] + offset, sums[1] + offset});
+    with_map(block, [&](const auto& map, const auto& k) {
+      channels.map_and_reduce(map, FirstMomentSums<T>(), block, slice, {x}, y, k, {shifts[0] + offset},
+                              {sums[0] + offset, sums[1] + offset});
     });
     mend(block + 1, slice, true);
   };
   channels.run(reduce, finish, map, map_and_reduce);
 }
 
-template <class T, class P>
-void backward(const BatchNormBackward& op, int threads) {
+// The gradients of weight and bias go to two arrays, so that none of this depends on their dtype.
+template <class T>
+void backward(const BatchNormBackward& op, const ChannelParameters<Scalar<T>>& parameters,
+              const ChannelArrays<Scalar<T>, 2>& gradients, int threads) {
   using S = Scalar<T>;
   const T *dy = static_cast<const T*>(op.grad_output), *x = static_cast<const T*>(op.input);
   const S *mean = static_cast<const S*>(op.mean), *rstd = static_cast<const S*>(op.rstd);
-  const P* weight = static_cast<const P*>(op.weight);
-  P *grad_weight = static_cast<P*>(op.grad_weight), *grad_bias = static_cast<P*>(op.grad_bias);
   T* dx = static_cast<T*>(op.grad_input);
 
-  const bool sums_needed = !op.given && (grad_weight || grad_bias || op.training);
+  const bool sums_needed = !op.given && (op.grad_weight || op.grad_bias || op.training);
   const Channels channels(op.shape, threads, 2, sizeof(T), sums_needed);
   const int64_t all = op.shape.channels;
   const double count = op.moments ? op.moments[2 * all] : static_cast<double>(op.shape.batch * op.shape.plane);
@@ -244,24 +238,23 @@ void backward(const BatchNormBackward& op, int threads) {
     return unsound == 0;
   };
   using First = std::conditional_t<kDotSums<T>, DotProductSums<false>, GradientSums<T>>;
-  const auto sum = [&]<class Sum>(int64_t block, int64_t slice) {
-    channels.template reduce<Sum, T>(block, slice, {dy, x}, {mean, rstd},
-                                     sums.template first<Sum::kSums>(slice * all).at);
+  const auto sum = [&]<class Sum>(const Sum& none, int64_t block, int64_t slice) {
+    channels.reduce(none, block, slice, {dy, x}, {mean, rstd}, sums.template first<Sum::kSums>(slice * all).at);
   };
   const auto reduce = [&](int64_t block, int64_t slice) {
     if (may_dot(block)) {
-      sum.template operator()<First>(block, slice);
+      sum(First(), block, slice);
       if (settle(block, slice)) return;
     }
-    sum.template operator()<GradientSums<T>>(block, slice);
+    sum(GradientSums<T>(), block, slice);
   };
   const auto finish = [&](int64_t begin, int64_t end) {
     const int64_t size = end - begin;
     const S *const m = mean + begin, *const r = rstd + begin;
+    const S* const weight = parameters.weight + begin;
     S* const scale = coefficients[0] + begin;
-    load_array(weight ? weight + begin : nullptr, size, 1, scale);
     for (int64_t i = 0; i < size; ++i)
-      scale[i] = static_cast<S>(static_cast<double>(r[i]) * static_cast<double>(scale[i]));
+      scale[i] = static_cast<S>(static_cast<double>(r[i]) * static_cast<double>(weight[i]));
     if (!sums_needed && !op.given) return;
     double *const g = sums[0] + begin, *const g_xhat = sums[1] + begin, *const xhat = sums[2] + begin;
     for (int64_t slice = 1; sums_needed && slice < channels.slices(); ++slice)
@@ -285,7 +278,7 @@ void backward(const BatchNormBackward& op, int threads) {
     }
     // In evaluation the mean is a given number, not the data's: nothing to correct.
     if (!op.training) std::fill_n(xhat, size, 0);
-    S dw[kFinishedAtOnce], db[kFinishedAtOnce];
+    S *const dw = gradients[0] + begin, *const db = gradients[1] + begin;
     S *const slope = coefficients[1] + begin, *const level = coefficients[2] + begin;
     S *const near_slope = coefficients[3] + begin, *const near_level = coefficients[4] + begin;
     S* const far = coefficients[5] + begin;
@@ -306,20 +299,19 @@ void backward(const BatchNormBackward& op, int threads) {
       const bool in_range = (magnitude > 0x1p-100) & (magnitude < 0x1p100);
       far[i] = near_zero(m[i], r[i]) & (in_range | (near == 0)) ? 0 : 1;
     }
-    store_array(dw, size, grad_weight ? grad_weight + begin : nullptr);
-    store_array(db, size, grad_bias ? grad_bias + begin : nullptr);
   };
-  const auto is_near = [&](int64_t block) { return channels.largest(block, coefficients[5]) == 0; };
+  // In training: as forward.
+  const auto with_map = [&](int64_t block, const auto& f) {
+    const S* const near[3] = {coefficients[0], coefficients[3], coefficients[4]};
+    const S* const anywhere[5] = {coefficients[0], mean, rstd, coefficients[1], coefficients[2]};
+    channels.largest(block, coefficients[5]) == 0 ? f(GradientNearZero<T>(), near) : f(TrainingGradient<T>(), anywhere);
+  };
   const auto map = [&](int64_t block, int64_t slice) {
     if (!dx) return;
     if (!op.training)
-      channels.template map<EvaluationGradient<T>, T>(block, slice, {dy}, dx, {coefficients[0]});
-    else if (is_near(block))
-      channels.template map<GradientNearZero<T>, T>(block, slice, {dy, x}, dx,
-                                                    {coefficients[0], coefficients[3], coefficients[4]});
+      channels.map(EvaluationGradient<T>(), block, slice, {dy}, dx, {coefficients[0]});
     else
-      channels.template map<TrainingGradient<T>, T>(block, slice, {dy, x}, dx,
-                                                    {coefficients[0], mean, rstd, coefficients[1], coefficients[2]});
+      with_map(block, [&](const auto& map, const auto& k) { channels.map(map, block, slice, {dy, x}, dx, k); });
   };
   const auto map_and_reduce = [&](int64_t block, int64_t slice) {
     if (!dx || !op.training || (kDotSums<T> && !may_dot(block + 1))) {
@@ -327,44 +319,36 @@ void backward(const BatchNormBackward& op, int threads) {
       return reduce(block + 1, slice);
     }
     const auto totals = sums.template first<First::kSums>(slice * all);
-    if (is_near(block))
-      channels.template map_and_reduce<GradientNearZero<T>, First, T>(
-          block, slice, {dy, x}, dx, {coefficients[0], coefficients[3], coefficients[4]}, {mean, rstd}, totals.at);
-    else
-      channels.template map_and_reduce<TrainingGradient<T>, First, T>(
-          block, slice, {dy, x}, dx, {coefficients[0], mean, rstd, coefficients[1], coefficients[2]}, {mean, rstd},
-          totals.at);
-    if (kDotSums<T> && !settle(block + 1, slice)) sum.template operator()<GradientSums<T>>(block + 1, slice);
+    with_map(block, [&](const auto& map, const auto& k) {
+      channels.map_and_reduce(map, First(), block, slice, {dy, x}, dx, k, {mean, rstd}, totals.at);
+    });
+    if (kDotSums<T> && !settle(block + 1, slice)) sum(GradientSums<T>(), block + 1, slice);
   };
   channels.run(reduce, finish, map, map_and_reduce);
 }
 
-// Where an activation follows without a residual: sums and maps go through its derivative. The gradients of weight and
-// bias go to two arrays, so that this does not depend on their dtype.
-template <class T, class Act>
+// Where an activation follows without a residual: sums and maps go through its derivative.
+template <class T>
 void backward_through(const BatchNormBackward& op, const ChannelParameters<Scalar<T>>& parameters,
                       const ChannelArrays<Scalar<T>, 2>& gradients, int threads) {
   using S = Scalar<T>;
-  using Sum = GradientsThrough<T, Act>;
   const T* const in[2] = {static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input)};
   const S *mean = static_cast<const S*>(op.mean), *rstd = static_cast<const S*>(op.rstd);
+  const Activate<T> activate(op.activation);
   const bool sums_needed = op.grad_weight || op.grad_bias || op.training;
   const Channels channels(op.shape, threads, 2, sizeof(T), sums_needed);
   const int64_t all = op.shape.channels;
   const double count = static_cast<double>(op.shape.batch * op.shape.plane);
   const ChannelArrays<double, 3> sums(sums_needed ? channels.slices() * all : 0);
-  const ChannelArrays<S, 3> found(all);  // slope and level of WeightedGradient, the activation's slope
-  std::fill_n(found[2], all, static_cast<S>(op.activation.slope));
+  const ChannelArrays<S, 3> found(all);  // slope and level of WeightedGradient, the factor of GradientThrough
   T* const dx = static_cast<T*>(op.grad_input);
 
-  const S* k[4 + Act::kCoefficients] = {mean, rstd, parameters.weight, parameters.bias};
-  const S* weighted[6 + Act::kCoefficients] = {mean, rstd, parameters.weight, parameters.bias, found[0], found[1]};
-  if constexpr (Act::kCoefficients > 0) k[4] = weighted[6] = found[2];
-
   const auto reduce = [&](int64_t block, int64_t slice) {
-    channels.template reduce<Sum, T>(block, slice, in, k, sums.template first<3>(slice * all).at);
+    channels.reduce(GradientSumsThrough<T>(activate), block, slice, in,
+                    {mean, rstd, parameters.weight, parameters.bias}, sums.template first<3>(slice * all).at);
   };
   const auto finish = [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) found[2][c] = parameters.weight[c] * rstd[c];
     if (!sums_needed) return;
     for (int64_t c = begin; c < end; ++c) {
       Gradients total;
@@ -381,9 +365,11 @@ void backward_through(const BatchNormBackward& op, const ChannelParameters<Scala
   const auto map = [&](int64_t block, int64_t slice) {
     if (!dx) return;
     if (op.training)
-      channels.template map<WeightedGradient<T, Act>, T>(block, slice, in, dx, weighted);
+      channels.map(WeightedGradient<T, Activate<T>>{activate}, block, slice, in, dx,
+                   {mean, rstd, parameters.weight, parameters.bias, found[0], found[1]});
     else
-      channels.template map<EvaluationGradientThrough<T, Act>, T>(block, slice, in, dx, k);
+      channels.map(GradientThrough<T, false>{activate}, block, slice, in, dx,
+                   {mean, rstd, parameters.weight, parameters.bias, found[2]});
   };
   channels.run(reduce, finish, map, [&](int64_t block, int64_t slice) {
     map(block, slice);
@@ -392,50 +378,40 @@ void backward_through(const BatchNormBackward& op, const ChannelParameters<Scala
 }
 
 // grad_residual, the gradient of the sum that an activation follows.
-template <class T, class Act>
+template <class T>
 void backward_to_sum(const BatchNormBackward& op, const ChannelParameters<Scalar<T>>& parameters, T* g, int threads) {
   using S = Scalar<T>;
-  const T* const in[3] = {static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input),
-                          static_cast<const T*>(op.residual)};
+  const T *const dy = static_cast<const T*>(op.grad_output), *const x = static_cast<const T*>(op.input);
+  const T* const residual = static_cast<const T*>(op.residual);
+  const Activate<T> activate(op.activation);
   const Channels channels(op.shape, threads, 3, sizeof(T), false);
-  const ChannelArrays<S, 1> slopes(op.shape.channels);
-  std::fill_n(slopes[0], op.shape.channels, static_cast<S>(op.activation.slope));
-  const S* k[4 + Act::kCoefficients] = {static_cast<const S*>(op.mean), static_cast<const S*>(op.rstd),
-                                        parameters.weight, parameters.bias};
-  if constexpr (Act::kCoefficients > 0) k[4] = slopes[0];
+  const ChannelArrays<S, 1> ones(op.shape.channels);
+  std::fill_n(ones[0], op.shape.channels, 1);
+  const S* const k[5] = {static_cast<const S*>(op.mean), static_cast<const S*>(op.rstd), parameters.weight,
+                         parameters.bias, ones[0]};
   const auto nothing = [](auto...) {};
   const auto map = [&](int64_t block, int64_t slice) {
-    if (op.residual)
-      channels.template map<GradientOfSum<T, Act>, T>(block, slice, in, g, k);
+    if (residual)
+      channels.map(GradientThrough<T, true>{activate}, block, slice, {dy, x, residual}, g, k);
     else
-      channels.template map<GradientOfNorm<T, Act>, T>(block, slice, {in[0], in[1]}, g, k);
+      channels.map(GradientThrough<T, false>{activate}, block, slice, {dy, x}, g, k);
   };
   channels.run(nothing, nothing, map, nothing);
 }
 
 // Through an activation, if there is one. With a residual its gradient is stored first, rounded, and what is below is
 // the backward of the norm alone.
-template <class T, class P>
-void backward_of_all(const BatchNormBackward& op, int threads) {
-  const int64_t channels = op.activation.kind == Activation::Kind::none ? 0 : op.shape.channels;
-  const ChannelParameters<Scalar<T>> parameters(Type<P>{}, op.weight, op.bias, channels);
-  const ChannelArrays<Scalar<T>, 2> gradients(channels);
-  with_activation(op.activation, [&]<class Act>() {
-    if constexpr (std::is_same_v<Act, Identity>) {
-      backward<T, P>(op, threads);
-    } else if (!op.residual && !op.grad_residual) {
-      backward_through<T, Act>(op, parameters, gradients, threads);
-      store_array(gradients[0], channels, static_cast<P*>(op.grad_weight));
-      store_array(gradients[1], channels, static_cast<P*>(op.grad_bias));
-    } else {
-      const Scratch<T> own(op.grad_residual ? 0 : op.shape.batch * op.shape.channels * op.shape.plane);
-      BatchNormBackward rest = op;
-      T* const g = op.grad_residual ? static_cast<T*>(op.grad_residual) : own;
-      backward_to_sum<T, Act>(op, parameters, g, threads);
-      rest.grad_output = g;
-      if (rest.grad_input || rest.grad_weight || rest.grad_bias) backward<T, P>(rest, threads);
-    }
-  });
+template <class T>
+void backward_of_all(const BatchNormBackward& op, const ChannelParameters<Scalar<T>>& parameters,
+                     const ChannelArrays<Scalar<T>, 2>& gradients, int threads) {
+  if (op.activation.kind == Activation::Kind::none) return backward<T>(op, parameters, gradients, threads);
+  if (!op.residual && !op.grad_residual) return backward_through<T>(op, parameters, gradients, threads);
+  const Scratch<T> own(op.grad_residual ? 0 : op.shape.batch * op.shape.channels * op.shape.plane);
+  BatchNormBackward rest = op;
+  T* const g = op.grad_residual ? static_cast<T*>(op.grad_residual) : own;
+  backward_to_sum(op, parameters, g, threads);
+  rest.grad_output = g;
+  if (rest.grad_input || rest.grad_weight || rest.grad_bias) backward<T>(rest, parameters, gradients, threads);
 }
 
 template <class P>
@@ -477,11 +453,23 @@ void merge(const BatchNormMerge& op) {
 
 template <>
 void run(const BatchNormForward& op, int threads) {
-  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { forward<T, P>(op, threads); });
+  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P> p) {
+    const int64_t channels = op.shape.channels;
+    const ChannelParameters<Scalar<T>> parameters(p, op.weight, op.bias, channels);
+    const ChannelParameters<Scalar<T>> running(p, op.running_mean, op.running_var, op.running_mean ? channels : 0);
+    forward<T>(op, parameters, running, threads);
+  });
 }
 template <>
 void run(const BatchNormBackward& op, int threads) {
-  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P>) { backward_of_all<T, P>(op, threads); });
+  with_types(op.dtype, op.param_dtype, [&]<class T, class P>(Type<T>, Type<P> p) {
+    const int64_t channels = op.shape.channels;
+    const ChannelParameters<Scalar<T>> parameters(p, op.weight, op.bias, channels);
+    const ChannelArrays<Scalar<T>, 2> gradients(channels);
+    backward_of_all<T>(op, parameters, gradients, threads);
+    store_array(gradients[0], channels, static_cast<P*>(op.grad_weight));
+    store_array(gradients[1], channels, static_cast<P*>(op.grad_bias));
+  });
 }
 template <>
 void run(const BatchNormMerge& op, int) {

@@ -175,20 +175,21 @@ class Channels {
     ColumnBlock rows = columns(block, 0, samples);  // of a matrix with whole / samples rows in each of its own
     rows.width *= whole / samples;
     rows.total = samples * rows.width;
-    reduce_columns<WideMomentSums<T>, T>({x + begin * width_}, rows, shift, sums);
+    reduce_columns(WideMomentSums<T>(), {x + begin * width_}, rows, shift, sums);
     collect(block, sums[0], [&](int64_t channel, double total) {
       values[channel] = static_cast<Scalar<T>>(total / static_cast<double>(samples * own));
     });
   }
 
-  // Sums over one slice of a block. Coefficients and totals are arrays with an element for each channel of all.
+  // Sums over one slice of a block, added to copies of `none`, a sum of nothing. Coefficients and totals are arrays
+  // with an element for each channel of all.
   template <class Sum, class T>
-  void reduce(int64_t block, int64_t slice, const T* const (&in)[Sum::kInputs],
+  void reduce(const Sum& none, int64_t block, int64_t slice, const T* const (&in)[Sum::kInputs],
               const Scalar<T>* const (&coefficients)[Sum::kCoefficients], double* const (&totals)[Sum::kSums]) const {
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
     if (by_planes_) {
       const auto add_all = [&]<int64_t kAhead>() {
-        PlaneSums<Sum, kAhead, T> sums(in, planes(block, begin, end), coefficients);
+        PlaneSums<Sum, kAhead, T> sums(none, in, planes(block, begin, end), coefficients);
         sums.add_all();
         collect(sums, totals);
       };
@@ -198,39 +199,37 @@ class Channels {
       ColumnTable<double> sums[Sum::kSums];
       if constexpr (!Sum::kDot) expand(block, coefficients, k);
       clear(block, sums);
-      reduce_columns<Sum, T>(in, columns(block, begin, end), k, sums);
+      reduce_columns(none, in, columns(block, begin, end), k, sums);
       for (int i = 0; i < Sum::kSums; ++i)
         collect(block, sums[i], [&, to = totals[i]](int64_t channel, double total) { to[channel] = total; });
     }
   }
 
   template <class Map, class T>
-  void map(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
+  void map(const Map& map, int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
            const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
-    stream_ ? map_slice<Map, true, T>(block, slice, in, out, coefficients)
-            : map_slice<Map, false, T>(block, slice, in, out, coefficients);
+    const int64_t begin = map_begin(slice), end = map_begin(slice + 1), ahead = ask_ahead_ ? kAskAhead<T> : 0;
+    if (by_planes_) return map_planes(map, in, out, planes(block, begin, end), coefficients, stream_, ahead, NoSums{});
+    ColumnTable<Scalar<T>> k[Map::kCoefficients];
+    expand(block, coefficients, k);
+    map_columns(map, in, out, columns(block, begin, end), k, stream_, ahead);
   }
 
   // Both at once: the map of a block that comes to it from its sums, and sums over the next block. See run().
   template <class Map, class Sum, class T>
-  void map_and_reduce(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
-                      const Scalar<T>* const (&coefficients)[Map::kCoefficients],
+  void map_and_reduce(const Map& map, const Sum& none, int64_t block, int64_t slice, const T* const (&in)[Map::kInputs],
+                      T* out, const Scalar<T>* const (&coefficients)[Map::kCoefficients],
                       const Scalar<T>* const (&sum_coefficients)[Sum::kCoefficients],
                       double* const (&totals)[Sum::kSums]) const {
     static_assert(Map::kInputs == Sum::kInputs);
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
-    const auto both = [&]<bool kStream, int64_t kAhead>() {
-      PlaneSums<Sum, kAhead, T> sums(in, planes(block + 1, begin, end), sum_coefficients);
+    const auto both = [&]<int64_t kAhead>() {
+      PlaneSums<Sum, kAhead, T> sums(none, in, planes(block + 1, begin, end), sum_coefficients);
       const NextSums<PlaneSums<Sum, kAhead, T>> next{sums, block_channels_, block_channels_ * plane_};
-      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, 0, next);
+      map_planes(map, in, out, planes(block, begin, end), coefficients, stream_, 0, next);
       collect(sums, totals);
     };
-    if (stream_)
-      both.template operator()<true, kAskAhead<T>>();
-    else if (ask_ahead_)
-      both.template operator()<false, kAskAhead<T>>();
-    else
-      both.template operator()<false, 0>();
+    stream_ || ask_ahead_ ? both.template operator()<kAskAhead<T>>() : both.template operator()<0>();
   }
 
  private:
@@ -238,20 +237,6 @@ class Channels {
   static void collect(const PlaneSums<Sum, kAhead, T>& sums, double* const (&totals)[Sum::kSums]) {
     for (int64_t channel = sums.block.channel; channel < sums.block.channel_end; ++channel)
       for (int i = 0; i < Sum::kSums; ++i) totals[i][channel] = sum(sums.totals[channel - sums.block.channel][i]);
-  }
-
-  template <class Map, bool kStream, class T>
-  void map_slice(int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
-                 const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
-    const int64_t begin = map_begin(slice), end = map_begin(slice + 1);
-    if (by_planes_) {
-      map_planes<Map, kStream, T>(in, out, planes(block, begin, end), coefficients, ask_ahead_ ? kAskAhead<T> : 0,
-                                  NoSums{});
-    } else {
-      ColumnTable<Scalar<T>> k[Map::kCoefficients];
-      expand(block, coefficients, k);
-      map_columns<Map, kStream, T>(in, out, columns(block, begin, end), k, ask_ahead_ ? kAskAhead<T> : 0);
-    }
   }
 
   int64_t unit_begin(int64_t slice) const { return units_ * slice / slices_; }

@@ -42,10 +42,11 @@ inline double sum_of(const double* p, int64_t count) {
   return sum(total);
 }
 
-// Adds Sum (sums.h) over each column to its totals; coefficients and totals are indexed from the block's first column.
-// Of half types, some short sums are added up as they are before they go to the totals.
+// Adds Sum (sums.h) over each column to its totals: copies of `none`, a sum of nothing. Coefficients and totals are
+// indexed from the block's first column. Of half types, some short sums are added up as they are before they go to the
+// totals.
 template <class Sum, class T>
-void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
+void reduce_columns(const Sum none, const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
                     const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],
                     ColumnTable<double> (&totals)[Sum::kSums]) {
   const Inputs<T, Sum::kInputs> inputs(in);
@@ -77,7 +78,7 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
       for_vectors_once(0, columns, [&](int64_t at, int64_t count) NORMEXT_INLINE {
         Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
         for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = load(coefficients[i].at + at);
-        Sum sum;
+        Sum sum = none;
         for (int64_t r = 0; r < rows; ++r) {
           inputs(begin + at + r * block.width, count, x);
           inputs.prefetch(begin + at + (r + kRowsAtOnce) * block.width);
@@ -115,24 +116,24 @@ void reduce_columns(const T* const (&in)[Sum::kInputs], const ColumnBlock& block
   flush(columns_of(whole_end));
 }
 
-// out = Map::apply(in, coefficients), element by element, in the order of memory: fetching coefficients anew for every
+// out = map.apply(in, coefficients), element by element, in the order of memory: fetching coefficients anew for every
 // vector costs less than writing to several places at once. The coefficients' tables go on beyond the block's last
 // column with its first ones, so that a vector may span two rows: whole rows are streamed as one. If `ahead` is not 0,
 // it asks for what lies so many elements ahead.
-template <class Map, bool kStream, class T>
-void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
-                 const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients], int64_t ahead) {
+template <class Map, class T>
+void map_columns(const Map map, const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
+                 const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients], bool streams, int64_t ahead) {
   const Inputs<T, Map::kInputs> inputs(in);
   const auto apply = [&](int64_t at, int64_t column, int64_t count) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients], x[Map::kInputs];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column);
     inputs(at, count, x);
-    return Map::apply(x, k);
+    return map.apply(x, k);
   };
   const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
     if (ahead) inputs.prefetch(at + ahead);
   };
-  if (kStream && block.size() == block.width && block.width >= kLanes) {
+  if (streams && block.size() == block.width && block.width >= kLanes) {
     const int64_t begin = block.row * block.width, end = std::min(block.total, block.row_end * block.width);
     int64_t column = 0, next = begin;
     const auto in_rows = [&](int64_t at, int64_t count) NORMEXT_INLINE {
@@ -143,7 +144,7 @@ void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& 
       if (column >= block.width) column -= block.width;
       return result;
     };
-    map_vectors<kStream>(out, begin, end, in_rows, ask_ahead);
+    map_vectors(std::true_type{}, out, begin, end, in_rows, ask_ahead);
     return;
   }
   for (int64_t row = block.row; row < block.row_end; ++row) {
@@ -151,8 +152,8 @@ void map_columns(const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& 
     const auto in_row = [&](int64_t at, int64_t count) NORMEXT_INLINE { return apply(at, at - begin, count); };
     // Up to a line first, and then on: no vector lies across two lines. (A loop, so that there is one copy of the
     // code.)
-    int64_t stop = kStream ? end : std::min(end, begin + before_line(out + begin));
-    for (int64_t at = begin; at < end; at = stop, stop = end) map_vectors<kStream>(out, at, stop, in_row, ask_ahead);
+    int64_t stop = streams ? end : std::min(end, begin + before_line(out + begin));
+    for (int64_t at = begin; at < end; at = stop, stop = end) map_vectors(streams, out, at, stop, in_row, ask_ahead);
   }
 }
 

@@ -26,12 +26,10 @@ class GroupForward {
         coefficients_(groups_.slots() * channels_) {}
 
   void run() const {
-    with_activation(op_.activation, [&]<class Act>() {
-      groups_.run([&](int64_t item, int64_t slot) { choose_shift(item, slot); },
-                  [&](int64_t item, int64_t slot, int64_t unit) { first_sum(item, slot, unit); },
-                  [&](int64_t item, int64_t slot, int) { finish(item, slot); },
-                  [&](int64_t item, int64_t slot, int64_t unit) { map<Act>(item, slot, unit); });
-    });
+    groups_.run([&](int64_t item, int64_t slot) { choose_shift(item, slot); },
+                [&](int64_t item, int64_t slot, int64_t unit) { first_sum(item, slot, unit); },
+                [&](int64_t item, int64_t slot, int) { finish(item, slot); },
+                [&](int64_t item, int64_t slot, int64_t unit) { map(item, slot, unit); });
   }
 
  private:
@@ -62,7 +60,7 @@ class GroupForward {
   template <class Sum>
   void sum(int64_t item, int64_t slot, int64_t unit) const {
     const auto totals = sums_.template first<2>(slot * groups_.partials());
-    groups_.template reduce<Sum, true, T>(item, unit, in_, {shifts_[0] + slot * channels_}, totals.at);
+    groups_.template reduce<true>(Sum(), item, unit, in_, {shifts_[0] + slot * channels_}, totals.at);
   }
   template <class Sum>
   void sum_again(int64_t item, int64_t slot) const {
@@ -115,23 +113,24 @@ class GroupForward {
       const int64_t first = groups_.first_channel(item) + group * size, at = slot * channels_ + group * size;
       const S *const weight = parameters_.weight + first, *const bias = parameters_.bias + first;
       S *const highs = coefficients_[0] + at, *const scales = coefficients_[1] + at;
-      S *const shifts = coefficients_[2] + at, *const slopes = coefficients_[3] + at;
+      S* const shifts = coefficients_[2] + at;
 #pragma GCC ivdep
       for (int64_t c = 0; c < size; ++c) {
         const double scale = rstd * weight[c];
         highs[c] = high;
         scales[c] = static_cast<S>(scale);
         shifts[c] = static_cast<S>(bias[c] - low * scale);
-        slopes[c] = static_cast<S>(op_.activation.slope);
       }
     }
   }
 
-  template <class Act>
   void map(int64_t item, int64_t slot, int64_t unit) const {
-    using Map = Normalize<T, Act>;
-    const auto k = coefficients_.template first_to_read<Map::kCoefficients>(slot * channels_);
-    groups_.template map<Map, T>(item, unit, in_, static_cast<T*>(op_.output), k.at);
+    const auto k = coefficients_.template first_to_read<3>(slot * channels_);
+    T* const y = static_cast<T*>(op_.output);
+    if (op_.activation.kind == Activation::Kind::none)
+      groups_.map(Normalize<T>(), item, unit, in_, y, k.at);
+    else
+      groups_.map(Normalize<T, Activate<T>>{Activate<T>(op_.activation)}, item, unit, in_, y, k.at);
   }
 
   const GroupNormForward& op_;
@@ -141,7 +140,7 @@ class GroupForward {
   const int64_t channels_;  // of an item
   const ChannelArrays<S, 1> shifts_;
   const ChannelArrays<double, 2> sums_;     // of d and d^2, d = x - shift: see MomentSums
-  const ChannelArrays<S, 4> coefficients_;  // of Normalize
+  const ChannelArrays<S, 3> coefficients_;  // of Normalize
 };
 
 // ------------------------------------------------------------------------------------------------ backward
@@ -164,14 +163,12 @@ class GroupBackward {
   }
 
   void run() const {
-    with_activation(op_.activation, [&]<class Act>() {
-      groups_.run([&](int64_t item, int64_t slot) { choose_coefficients(item, slot); },
-                  [&](int64_t item, int64_t slot, int64_t unit) { sum<Act>(item, slot, unit); },
-                  [&](int64_t item, int64_t slot, int part) { finish(item, slot, part); },
-                  [&](int64_t item, int64_t slot, int64_t unit) {
-                    if (op_.grad_input) map<Act>(item, slot, unit);
-                  });
-    });
+    groups_.run([&](int64_t item, int64_t slot) { choose_coefficients(item, slot); },
+                [&](int64_t item, int64_t slot, int64_t unit) { sum(item, slot, unit); },
+                [&](int64_t item, int64_t slot, int part) { finish(item, slot, part); },
+                [&](int64_t item, int64_t slot, int64_t unit) {
+                  if (op_.grad_input) map(item, slot, unit);
+                });
   }
 
   // Gradients of the parameters.
@@ -201,8 +198,8 @@ class GroupBackward {
     }
     std::copy_n(parameters_.weight + first, channels_, k.at[2]);
     std::copy_n(parameters_.bias + first, channels_, k.at[3]);
-    std::fill_n(coefficients_[6] + slot * channels_, channels_, static_cast<S>(op_.activation.slope));
   }
+  bool activates() const { return op_.activation.kind != Activation::Kind::none; }
   S mean(int64_t item, int64_t group) const {
     return static_cast<const S*>(op_.mean)[groups_.first_group(item) + group];
   }
@@ -210,14 +207,15 @@ class GroupBackward {
     return static_cast<const S*>(op_.rstd)[groups_.first_group(item) + group];
   }
 
-  template <class Act>
   void sum(int64_t item, int64_t slot, int64_t unit) const {
-    using Sum = GradientsThrough<T, Act>;
+    activates() ? sum_by(GradientSumsThrough<T>(Activate<T>(op_.activation)), item, slot, unit)
+                : sum_by(GradientSums<T>(), item, slot, unit);
+  }
+  template <class Sum>
+  void sum_by(const Sum& none, int64_t item, int64_t slot, int64_t unit) const {
     const auto totals = sums_.template first<3>(slot * groups_.partials());
-    // What comes last is the activation's.
-    const S* k[Sum::kCoefficients];
-    for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = coefficients_[i < 4 ? i : i + 2] + slot * channels_;
-    groups_.template reduce<Sum, false, T>(item, unit, in_, k, totals.at);
+    const auto k = coefficients_.template first_to_read<Sum::kCoefficients>(slot * channels_);
+    groups_.template reduce<false>(none, item, unit, in_, k.at, totals.at);
   }
 
   // Adds an item's share of the parameters' gradients to those of a part, and finds the coefficients of its map.
@@ -255,16 +253,19 @@ class GroupBackward {
     near_[3][slot * channels_] = near ? 1 : 0;
   }
 
-  template <class Act>
   void map(int64_t item, int64_t slot, int64_t unit) const {
-    if constexpr (std::is_same_v<Act, Identity>)
-      if (near_[3][slot * channels_] == 1) return map_by<GradientNearZero<T>>(item, unit, near_, slot);
-    map_by<WeightedGradient<T, Act>>(item, unit, coefficients_, slot);
+    if (activates())
+      map_by(WeightedGradient<T, Activate<T>>{Activate<T>(op_.activation)}, item, slot, unit, coefficients_);
+    else if (near_[3][slot * channels_] == 1)
+      map_by(GradientNearZero<T>(), item, slot, unit, near_);
+    else
+      map_by(WeightedGradient<T>(), item, slot, unit, coefficients_);
   }
   template <class Map, int kArrays>
-  void map_by(int64_t item, int64_t unit, const ChannelArrays<S, kArrays>& coefficients, int64_t slot) const {
+  void map_by(const Map& map, int64_t item, int64_t slot, int64_t unit,
+              const ChannelArrays<S, kArrays>& coefficients) const {
     const auto k = coefficients.template first_to_read<Map::kCoefficients>(slot * channels_);
-    groups_.template map<Map, T>(item, unit, in_, static_cast<T*>(op_.grad_input), k.at);
+    groups_.map(map, item, unit, in_, static_cast<T*>(op_.grad_input), k.at);
   }
 
   const GroupNormBackward& op_;
@@ -272,8 +273,8 @@ class GroupBackward {
   const T* const in_[2];
   const Groups groups_;
   const int64_t channels_;                  // of an item
-  const ChannelArrays<double, 3> sums_;     // of GradientsThrough
-  const ChannelArrays<S, 7> coefficients_;  // of WeightedGradient
+  const ChannelArrays<double, 3> sums_;     // of GradientSums, or GradientSumsThrough
+  const ChannelArrays<S, 6> coefficients_;  // of WeightedGradient
   const ChannelArrays<S, 4> near_;          // of GradientNearZero; 1 at an item's first channel if it may be taken
   const ChannelArrays<double, 2> totals_;   // of g * xhat and g, for each part and channel
 };

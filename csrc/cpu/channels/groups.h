@@ -120,16 +120,17 @@ class Groups {
     return static_cast<Scalar<T>>(sum(total) / static_cast<double>(samples * length));
   }
 
-  // Sum (sums.h) over a unit, added to nothing: coefficients are those of an item's channels, totals its partial sums.
-  // kWhole: a group has the same coefficients throughout, and only its total matters.
-  template <class Sum, bool kWhole, class T>
-  void reduce(int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
+  // Sum (sums.h) over a unit, added to copies of `none`, a sum of nothing: coefficients are those of an item's
+  // channels, totals its partial sums. kWhole: a group has the same coefficients throughout, and only its total
+  // matters.
+  template <bool kWhole, class Sum, class T>
+  void reduce(const Sum& none, int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
               const Scalar<T>* const (&coefficients)[Sum::kCoefficients], double* const (&totals)[Sum::kSums]) const {
     if (by_planes_)
-      ask_ahead_ ? reduce_planes<Sum, kWhole, kAskAhead<T>>(item, unit, in, coefficients, totals)
-                 : reduce_planes<Sum, kWhole, 0>(item, unit, in, coefficients, totals);
+      ask_ahead_ ? reduce_planes<kWhole, kAskAhead<T>>(none, item, unit, in, coefficients, totals)
+                 : reduce_planes<kWhole, 0>(none, item, unit, in, coefficients, totals);
     else
-      reduce_matrix<Sum>(item, unit, in, coefficients, totals);
+      reduce_matrix(none, item, unit, in, coefficients, totals);
   }
 
   // The sum of a group's partial sums, and that of one channel of the item.
@@ -151,12 +152,18 @@ class Groups {
     return total;
   }
 
-  // out = Map::apply(in, coefficients) over a unit.
+  // out = map.apply(in, coefficients) over a unit.
   template <class Map, class T>
-  void map(int64_t item, int64_t unit, const T* const (&in)[Map::kInputs], T* out,
+  void map(const Map& map, int64_t item, int64_t unit, const T* const (&in)[Map::kInputs], T* out,
            const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
-    stream_ ? map_unit<Map, true>(item, unit, in, out, coefficients)
-            : map_unit<Map, false>(item, unit, in, out, coefficients);
+    const int64_t first = first_element(item, 0), ahead = stream_ ? kAskAhead<T> : 0;
+    const Pointers<Map::kInputs, T> from(in, first);
+    if (by_planes_) return map_planes(map, from.at, out + first, planes(unit), coefficients, stream_, ahead, NoSums{});
+    for_blocks(unit, [&](int64_t channel, int64_t end, const ColumnBlock& block) {
+      ColumnTable<Scalar<T>> k[Map::kCoefficients];
+      expand(channel, end, coefficients, k);
+      map_columns(map, from.at, out + first, block, k, stream_, ahead);
+    });
   }
 
  private:
@@ -178,8 +185,8 @@ class Groups {
     }
   };
 
-  template <class Sum, bool kWhole, int64_t kAhead, class T>
-  void reduce_planes(int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
+  template <bool kWhole, int64_t kAhead, class Sum, class T>
+  void reduce_planes(const Sum& none, int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
                      const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
                      double* const (&totals)[Sum::kSums]) const {
     const Pointers<Sum::kInputs, T> from(in, first_element(item, 0));
@@ -189,7 +196,7 @@ class Groups {
       for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = Sum::kDot ? 0 : coefficients[i][channel];
       Doubles sums[Sum::kSums] = {};
       using From = Inputs<T, Sum::kInputs, kAhead>;
-      RunSums<Sum, T, From>(From(from.at), begin, end, k, sums).finish();
+      RunSums<Sum, T, From>(From(from.at), begin, end, k, sums, none).finish();
       for (int i = 0; i < Sum::kSums; ++i) totals[i][to] = sum(sums[i]);
     };
     if (kWhole && pieces_ == 1) return add(0, block.channel * plane_, block.channel_end * plane_, unit);
@@ -212,7 +219,7 @@ class Groups {
   }
 
   template <class Sum, class T>
-  void reduce_matrix(int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
+  void reduce_matrix(const Sum& none, int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
                      const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
                      double* const (&totals)[Sum::kSums]) const {
     const Pointers<Sum::kInputs, T> from(in, item * width_ * rows_);
@@ -221,24 +228,10 @@ class Groups {
       ColumnTable<double> sums[Sum::kSums];
       if constexpr (!Sum::kDot) expand(channel, end, coefficients, k);
       for (auto& table : sums) std::fill_n(table.at, block.size() + table.kRoom, 0);
-      reduce_columns<Sum, T>(from.at, block, k, sums);
+      reduce_columns(none, from.at, block, k, sums);
       for (int i = 0; i < Sum::kSums; ++i)
         for (int64_t c = channel; c < end; ++c)
           totals[i][unit * channels_ + c] = sum_of(sums[i].at + (c - channel) * channel_columns_, channel_columns_);
-    });
-  }
-
-  template <class Map, bool kStream, class T>
-  void map_unit(int64_t item, int64_t unit, const T* const (&in)[Map::kInputs], T* out,
-                const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
-    const int64_t first = first_element(item, 0), ahead = stream_ ? kAskAhead<T> : 0;
-    const Pointers<Map::kInputs, T> from(in, first);
-    if (by_planes_)
-      return map_planes<Map, kStream, T>(from.at, out + first, planes(unit), coefficients, ahead, NoSums{});
-    for_blocks(unit, [&](int64_t channel, int64_t end, const ColumnBlock& block) {
-      ColumnTable<Scalar<T>> k[Map::kCoefficients];
-      expand(channel, end, coefficients, k);
-      map_columns<Map, kStream, T>(from.at, out + first, block, k, ahead);
     });
   }
 

@@ -39,11 +39,12 @@ struct PlaneSums {
   const T* const (&in)[Sum::kInputs];
   const PlaneBlock block;
   const Scalar<T>* const (&coefficients)[Sum::kCoefficients];
+  const Sum none;
   Doubles totals[kBlockChannels][Sum::kSums];
 
-  PlaneSums(const T* const (&in)[Sum::kInputs], const PlaneBlock& block,
+  PlaneSums(const Sum& none, const T* const (&in)[Sum::kInputs], const PlaneBlock& block,
             const Scalar<T>* const (&coefficients)[Sum::kCoefficients])
-      : in(in), block(block), coefficients(coefficients) {
+      : in(in), block(block), coefficients(coefficients), none(none) {
     for (int64_t i = 0; i < block.channel_end - block.channel; ++i) std::fill_n(totals[i], Sum::kSums, Doubles{});
   }
 
@@ -52,7 +53,7 @@ struct PlaneSums {
     Scalar<T> k[Sum::kCoefficients];
     for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = Sum::kDot ? 0 : coefficients[i][channel];
     using From = Inputs<T, Sum::kInputs, kAhead>;
-    return RunSums<Sum, T, From>(From(in), begin, end, k, totals[channel - block.channel]);
+    return RunSums<Sum, T, From>(From(in), begin, end, k, totals[channel - block.channel], none);
   }
   void add_all() {
     block.for_runs([&](int64_t channel, int64_t begin, int64_t end, int64_t)
@@ -76,12 +77,13 @@ struct NoSums {
   NoSteps run(int64_t, int64_t, int64_t) const { return {}; }
 };
 
-// out = Map::apply(in, coefficients), element by element. If `ahead` is not 0, it asks for what lies so many elements
+// out = map.apply(in, coefficients), element by element. If `ahead` is not 0, it asks for what lies so many elements
 // ahead. `next_sums`, NextSums or NoSums, go along with it. A line that two runs share is written once, with the
 // coefficients of both.
-template <class Map, bool kStream, class T, class Next>
-void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
-                const Scalar<T>* const (&coefficients)[Map::kCoefficients], int64_t ahead, const Next& next_sums) {
+template <class Map, class T, class Next>
+void map_planes(const Map map, const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
+                const Scalar<T>* const (&coefficients)[Map::kCoefficients], bool streams, int64_t ahead,
+                const Next& next_sums) {
   constexpr int64_t kLine = kLineVectors<T> * kLanes;
   const Inputs<T, Map::kInputs> inputs(in);
   const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
@@ -94,21 +96,21 @@ void map_planes(const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& bl
     const auto apply = [&](int64_t at, int64_t count) NORMEXT_INLINE {
       Vector<T> x[Map::kInputs];
       inputs(at, count, x);
-      return Map::apply(x, k);
+      return map.apply(x, k);
     };
     const auto apply_both = [&](int64_t at, int64_t count) NORMEXT_INLINE {
       Vector<T> x[Map::kInputs], both[Map::kCoefficients];
       inputs(at, count, x);
       for (int i = 0; i < Map::kCoefficients; ++i) both[i] = blend(k[i], next_k[i], end - at);
-      return Map::apply(x, both);
+      return map.apply(x, both);
     };
     const int64_t beyond_line = reinterpret_cast<uintptr_t>(out + end) % 64 / sizeof(T);
     const int64_t own_end = next >= 0 && block.plane >= kLine ? end - beyond_line : end;
-    map_vectors<kStream>(out, std::max(begin, written), own_end, apply, ask_ahead, next_sums.run(channel, begin, end));
+    map_vectors(streams, out, std::max(begin, written), own_end, apply, ask_ahead, next_sums.run(channel, begin, end));
     if (own_end == end) return;
     for (int i = 0; i < Map::kCoefficients; ++i) next_k[i] = broadcast(coefficients[i][next]);
     written = own_end + kLine;
-    map_vectors<kStream>(out, own_end, written, apply_both, ask_ahead);
+    map_line(streams, out, own_end, apply_both);
   });
 }
 

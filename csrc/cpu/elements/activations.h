@@ -1,6 +1,7 @@
-// activations.h -- what may follow a norm, as types: z to activation(z), and to activation'(z).
+// activations.h -- what may follow a norm: z to activation(z), and to activation'(z).
 #pragma once
 #include "cpu/elements/simd.h"
+#include "ops/channel_norm.h"
 
 namespace normext::cpu::NORMEXT_ISA {
 
@@ -93,56 +94,44 @@ struct Sigmoid {
 };
 
 // ------------------------------------------------------------------------------------------------ activations
-// Each takes kCoefficients of its own: k[0] and on.
 struct Identity {
-  static constexpr int kCoefficients = 0;
   template <class V>
-  NORMEXT_INLINE static V apply(V z, const V*) {
+  NORMEXT_INLINE V apply(V z) const {
     return z;
   }
   template <class V>
-  NORMEXT_INLINE static V gradient(V g, V, const V*) {
+  NORMEXT_INLINE V gradient(V g, V) const {
     return g;
   }
 };
 
-// A slope of zero, which makes zeros of infinities too.
-struct Relu {
-  static constexpr int kCoefficients = 0;
-  template <class V>
-  NORMEXT_INLINE static V apply(V z, const V*) {
-    return where_negative(z, V{}, z);
-  }
-  template <class V>
-  NORMEXT_INLINE static V gradient(V g, V z, const V*) {
-    return zero_unless_above(z, g);
-  }
-};
+// Any other, chosen at run time for a vector at a time, so that there is one copy of a kernel for them all: the branch
+// always goes the same way.
+template <class T>
+class Activate {
+ public:
+  explicit Activate(const Activation& activation = {})
+      : kind_(activation.kind), is_relu_(activation.slope == 0), slope_(broadcast(Scalar<T>(activation.slope))) {}
 
-struct LeakyRelu {
-  static constexpr int kCoefficients = 1;  // slope
-  template <class V>
-  NORMEXT_INLINE static V apply(V z, const V* k) {
-    return where_negative(z, z * k[0], z);
+  NORMEXT_INLINE Vector<T> apply(Vector<T> z) const {
+    if (kind_ == Activation::Kind::silu) return z * Sigmoid<Vector<T>>(z).value;
+    // A slope of zero makes zeros of infinities too.
+    return is_relu_ ? where_negative(z, Vector<T>{}, z) : where_negative(z, z * slope_, z);
   }
-  // g * activation'(z). At zero it is the slope, as in torch.
-  template <class V>
-  NORMEXT_INLINE static V gradient(V g, V z, const V* k) {
-    return where_negative(V{} - z, g, g * k[0]);
-  }
-};
 
-struct Silu {
-  static constexpr int kCoefficients = 0;
-  template <class V>
-  NORMEXT_INLINE static V apply(V z, const V*) {
-    return z * Sigmoid<V>(z).value;
+  // g * activation'(z). At zero a leaky_relu's is the slope, as in torch.
+  NORMEXT_INLINE Vector<T> gradient(Vector<T> g, Vector<T> z) const {
+    if (kind_ == Activation::Kind::silu) {
+      const Sigmoid<Vector<T>> s(z);
+      return g * fma(z * s.rest, s.value, s.value);
+    }
+    return is_relu_ ? zero_unless_above(z, g) : where_negative(Vector<T>{} - z, g, g * slope_);
   }
-  template <class V>
-  NORMEXT_INLINE static V gradient(V g, V z, const V*) {
-    const Sigmoid<V> s(z);
-    return g * fma(z * s.rest, s.value, s.value);
-  }
+
+ private:
+  Activation::Kind kind_;
+  bool is_relu_;
+  Vector<T> slope_;
 };
 
 }  // namespace normext::cpu::NORMEXT_ISA

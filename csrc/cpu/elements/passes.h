@@ -27,12 +27,13 @@ struct Inputs {
 };
 
 // Sum (sums.h) over the elements [at, stop) of a run from `begin`: inputs(at, count, x) gives the vectors at `at`. If
-// `stop` is not the end of the run, it is whole vectors away.
+// `stop` is not the end of the run, it is whole vectors away. It is added to copies of `none`, a sum of nothing.
 template <class Sum, class Vector, class Inputs>
 NORMEXT_INLINE inline Sum short_sum(int64_t begin, int64_t at, int64_t stop, const Inputs& inputs,
-                                    const Vector (&k)[Sum::kCoefficients]) {
+                                    const Vector (&k)[Sum::kCoefficients], const Sum& none = Sum()) {
   Vector x[Sum::kInputs];
   Sum chains[kChains];
+  std::fill_n(chains, kChains, none);
   for (; at + kChains * kLanes <= stop; at += kChains * kLanes) {
 #pragma GCC unroll 4
     for (int i = 0; i < kChains; ++i) {
@@ -64,8 +65,9 @@ template <class Sum, class T, class Inputs>
 class RunSums {
  public:
   NORMEXT_INLINE RunSums(const Inputs& inputs, int64_t begin, int64_t end,
-                         const Scalar<T> (&coefficients)[Sum::kCoefficients], Doubles (&totals)[Sum::kSums])
-      : inputs_(inputs), begin_(begin), at_(begin), end_(end), totals_(totals) {
+                         const Scalar<T> (&coefficients)[Sum::kCoefficients], Doubles (&totals)[Sum::kSums],
+                         const Sum& none = Sum())
+      : none_(none), inputs_(inputs), begin_(begin), at_(begin), end_(end), totals_(totals) {
     for (int i = 0; i < Sum::kCoefficients; ++i) k_[i] = broadcast(coefficients[i]);
   }
 
@@ -79,11 +81,12 @@ class RunSums {
       if constexpr (Sum::kDot)
         short_dot_sum<Sum, Inputs::kAhead>(inputs_.from, begin_, at_, stop).flush(totals_);
       else
-        short_sum<Sum>(begin_, at_, stop, inputs_, k_).flush(totals_);
+        short_sum<Sum>(begin_, at_, stop, inputs_, k_, none_).flush(totals_);
       at_ = stop;
     }
   }
 
+  const Sum none_;
   const Inputs inputs_;
   const int64_t begin_;
   int64_t at_;
@@ -137,60 +140,65 @@ struct Line {
   NORMEXT_INLINE void stream_to(T* out) const { stream_bytes(at, out, sizeof at); }
 };
 
-// out[i] = f(i) for the elements [begin, end), where f(at, count) gives vectors, or NormalFloats; ahead(at) comes
-// before each line. With kStream, past the caches: whole cache lines only, since streaming a part of a line and storing
-// to the rest costs more than either.
-template <bool kStream, class T, class F, class Ahead>
-NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const F& f, const Ahead& ahead) {
-  constexpr int64_t kLine = kLineVectors<T> * kLanes;
-  const auto store_line = [&](int64_t at, auto stream_it) NORMEXT_INLINE {
-    ahead(at);
-    if constexpr (kLineVectors<T> == 1) {
-      stream_it ? stream(out + at, f(at, kLanes)) : store(out + at, f(at, kLanes));
-    } else {
-      Line<T> line;
-#pragma GCC unroll 4
-      for (int64_t pair = at; pair < at + kLine; pair += 2 * kLanes) {
-        const auto x = f(pair, kLanes), y = f(pair + kLanes, kLanes);
-        store(stream_it ? line.at + (pair - at) : out + pair, x, y);
-      }
-      if (stream_it) line.stream_to(out + at);
-    }
-  };
-  const auto store_vectors = [&](int64_t from, int64_t to) NORMEXT_INLINE {
-    int64_t at = from;
-    for (; at + kLine <= to; at += kLine) store_line(at, std::false_type{});
-    if (at == to) return;
-    const int64_t rest = at > from ? std::min(at, to - kLanes) : at;
-    for_vectors(rest, to, [&](int64_t i, int64_t count) NORMEXT_INLINE { store(out + i, f(i, count), count); });
-  };
-  if constexpr (!kStream) {
-    store_vectors(begin, end);
+// Writes f(at, count), which gives vectors, or NormalFloats, to the elements of a cache line, or two, from `at`; or
+// past the caches if `streams`: a bool, or std::bool_constant to have the code of one of them alone.
+template <class Streams, class T, class F>
+NORMEXT_INLINE inline void map_line(Streams streams, T* out, int64_t at, const F& f) {
+  if constexpr (kLineVectors<T> == 1) {
+    const auto x = f(at, int64_t{kLanes});
+    streams ? stream(out + at, x) : store(out + at, x);
   } else {
-    const int64_t first_line = std::min(end, begin + before_line(out + begin));
-    const int64_t lines = (end - first_line) / kLine * kLine;
-    store_vectors(begin, first_line);
-    for (int64_t at = first_line; at < first_line + lines; at += kLine) store_line(at, std::true_type{});
-    store_vectors(first_line + lines, end);
+    Line<T> line;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kLineVectors<T> * kLanes; i += 2 * kLanes) {
+      const auto x = f(at + i, int64_t{kLanes}), y = f(at + i + kLanes, int64_t{kLanes});
+      store((streams ? line.at : out + at) + i, x, y);
+    }
+    if (streams) line.stream_to(out + at);
   }
 }
-template <bool kStream, class T, class F>
-NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const F& f) {
-  map_vectors<kStream>(out, begin, end, f, [](int64_t) {});
+
+// Where nothing is to be asked for ahead.
+struct NotAhead {
+  void operator()(int64_t) const {}
+};
+
+// The same for the elements [begin, end); ahead(at) comes before each line. Only whole cache lines are streamed, since
+// streaming a part of a line and storing to the rest costs more than either.
+template <class Streams, class T, class F, class Ahead = NotAhead>
+NORMEXT_INLINE inline void map_vectors(Streams streams, T* out, int64_t begin, int64_t end, const F& f,
+                                       const Ahead& ahead = {}) {
+  constexpr int64_t kLine = kLineVectors<T> * kLanes;
+  const int64_t lines = streams ? std::min(end, begin + before_line(out + begin)) : begin;
+  const int64_t lines_end = lines + (end - lines) / kLine * kLine;
+  for (int64_t at = lines; at < lines_end; at += kLine) {
+    ahead(at);
+    map_line(streams, out, at, f);
+  }
+  // What comes before the lines and after them, in one copy of the code. The last vector may overlap what is before it,
+  // unless that has been streamed.
+#pragma GCC unroll 0
+  for (int after = streams ? 0 : 1; after < 2; ++after) {
+    const int64_t from = after ? lines_end : begin, to = after ? end : lines, first = streams ? from : begin;
+    for (int64_t at = from; at < to; at += kLanes) {
+      const int64_t start = std::max(first, std::min(at, to - kLanes)), count = std::min<int64_t>(kLanes, to - start);
+      store(out + start, f(start, count), count);
+    }
+  }
 }
 
 // The same with other work in between, which comes to its end.
-template <bool kStream, class T, class F, class Ahead, class Steps>
-NORMEXT_INLINE inline void map_vectors(T* out, int64_t begin, int64_t end, const F& f, const Ahead& ahead,
-                                       Steps&& other) {
+template <class Streams, class T, class F, class Ahead, class Steps>
+NORMEXT_INLINE inline void map_vectors(Streams streams, T* out, int64_t begin, int64_t end, const F& f,
+                                       const Ahead& ahead, Steps&& other) {
   if constexpr (std::is_same_v<std::decay_t<Steps>, NoSteps>) {
-    map_vectors<kStream>(out, begin, end, f, ahead);
+    map_vectors(streams, out, begin, end, f, ahead);
   } else {
     int64_t stop = begin + before_line(out + begin);  // steps are whole lines
     for (int64_t at = begin; at < end; at = stop) {
       stop = end - stop < kStep + kStep / 4 ? end : stop + kStep;
       other.step();
-      map_vectors<kStream>(out, at, stop, f, ahead);
+      map_vectors(streams, out, at, stop, f, ahead);
     }
     other.finish();
   }

@@ -140,8 +140,8 @@ struct NormalizedRows {
   NORMEXT_INLINE void write(const T* x, T* to, int64_t begin, int64_t end, int64_t ahead, const F& xhat,
                             Steps& other) const {
     const V one = broadcast(S{1}), zero = broadcast(S{0});
-    map_vectors<kStream>(
-        to, begin, end,
+    map_vectors(
+        std::bool_constant<kStream>{}, to, begin, end,
         [&, w = weight, b = bias](int64_t at, int64_t count) NORMEXT_INLINE {
           const V y = fma(xhat(load(x + at, count)), load_or(w, at, count, one), load_or(b, at, count, zero));
           if constexpr (kNormal)

@@ -18,7 +18,8 @@ void with_type(DType dtype, const F& f) {
 // Elements [begin, end) from one dtype to another.
 template <bool kStream, class From, class To>
 void convert(const From* from, int64_t begin, int64_t end, To* to) {
-  map_vectors<kStream>(to, begin, end, [=](int64_t at, int64_t n) NORMEXT_INLINE { return load(from + at, n); });
+  map_vectors(std::bool_constant<kStream>{}, to, begin, end,
+              [=](int64_t at, int64_t n) NORMEXT_INLINE { return load(from + at, n); });
 }
 
 // Past the caches, or not.

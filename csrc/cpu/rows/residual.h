@@ -20,8 +20,8 @@ class Additions {
     with_type<X>(dtype_, [&]<class D>(Type<D>) {
       const D* const in = StridedRows<D>{static_cast<const D*>(input_), input_strides_}[row];
       const X* const residual = residual_[row];
-      map_vectors<false>(
-          to, begin, end,
+      map_vectors(
+          std::false_type{}, to, begin, end,
           [=](int64_t at, int64_t n) NORMEXT_INLINE { return load(in + at, n) + load(residual + at, n); },
           [=](int64_t at) NORMEXT_INLINE {
             __builtin_prefetch(in + at + kAskAhead<D>, 0, 2);

@@ -158,13 +158,14 @@ struct RowGradients {
       const T* const added = rows.grad_sum + (kAdds ? r * columns : 0);
       const V one = broadcast(S{1});
       const Coefficients<kAtZero> k(row[r]);
-      map_vectors<kStream>(dx + r * columns, begin, end, [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
-        const V gradient = k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
-        if constexpr (kAdds)
-          return gradient + load(added + at, n);
-        else
-          return gradient;
-      });
+      map_vectors(std::bool_constant<kStream>{}, dx + r * columns, begin, end,
+                  [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
+                    const V gradient = k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
+                    if constexpr (kAdds)
+                      return gradient + load(added + at, n);
+                    else
+                      return gradient;
+                  });
     }
     if (grad_weight || grad_bias)
       elementwise<false, kAtZero, false>(rows, row, begin, end, nullptr, weight_totals, bias_totals);
