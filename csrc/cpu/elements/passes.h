@@ -2,6 +2,7 @@
 // from its vectors to those of the output.
 #pragma once
 #include <algorithm>
+#include <iterator>
 #include <type_traits>
 
 #include "cpu/elements/dot_sums.h"
@@ -131,13 +132,16 @@ int64_t before_line(const T* p) {
 template <class T>
 constexpr int kLineVectors = std::max<int>(64 / (kLanes * sizeof(T)), 1);
 
-// What fills a cache line, to be streamed by one vector right after the other: a line that is written in part, when a
-// load misses in between, may go to memory in part.
+// What fills a cache line, in registers, to be streamed by one vector right after the other: a line that is written in
+// part, when a load misses in between, may go to memory in part.
 template <class T>
 struct Line {
   alignas(64) T at[64 / sizeof(T)];
 
   NORMEXT_INLINE void stream_to(T* out) const { stream_bytes(at, out, sizeof at); }
+  NORMEXT_INLINE void store_to(T* out) const {
+    for (int64_t i = 0; i < std::ssize(at); i += kVectorBytes / sizeof(T)) store_raw(out + i, load_raw<Words>(at + i));
+  }
 };
 
 // Writes f(at, count), which gives vectors, or NormalFloats, to the elements of a cache line, or two, from `at`; or
@@ -152,9 +156,9 @@ NORMEXT_INLINE inline void map_line(Streams streams, T* out, int64_t at, const F
 #pragma GCC unroll 4
     for (int64_t i = 0; i < kLineVectors<T> * kLanes; i += 2 * kLanes) {
       const auto x = f(at + i, int64_t{kLanes}), y = f(at + i + kLanes, int64_t{kLanes});
-      store((streams ? line.at : out + at) + i, x, y);
+      store(line.at + i, x, y);
     }
-    if (streams) line.stream_to(out + at);
+    streams ? line.stream_to(out + at) : line.store_to(out + at);
   }
 }
 
@@ -170,11 +174,12 @@ NORMEXT_INLINE inline void map_vectors(Streams streams, T* out, int64_t begin, i
                                        const Ahead& ahead = {}) {
   constexpr int64_t kLine = kLineVectors<T> * kLanes;
   const int64_t lines = streams ? std::min(end, begin + before_line(out + begin)) : begin;
-  const int64_t lines_end = lines + (end - lines) / kLine * kLine;
-  for (int64_t at = lines; at < lines_end; at += kLine) {
-    ahead(at);
-    map_line(streams, out, at, f);
+  int64_t lines_end = lines;
+  for (; lines_end + kLine <= end; lines_end += kLine) {
+    ahead(lines_end);
+    map_line(streams, out, lines_end, f);
   }
+  if (lines == begin && lines_end == end) return;
   // What comes before the lines and after them, in one copy of the code. The last vector may overlap what is before it,
   // unless that has been streamed.
 #pragma GCC unroll 0
