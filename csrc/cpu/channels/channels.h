@@ -209,10 +209,13 @@ class Channels {
   void map(const Map& map, int64_t block, int64_t slice, const T* const (&in)[Map::kInputs], T* out,
            const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
     const int64_t begin = map_begin(slice), end = map_begin(slice + 1), ahead = ask_ahead_ ? kAskAhead<T> : 0;
-    if (by_planes_) return map_planes(map, in, out, planes(block, begin, end), coefficients, stream_, ahead, NoSums{});
-    ColumnTable<Scalar<T>> k[Map::kCoefficients];
-    expand(block, coefficients, k);
-    map_columns(map, in, out, columns(block, begin, end), k, stream_, ahead);
+    with_streaming<Map, T>(stream_, [&](auto streams) {
+      if (by_planes_)
+        return map_planes(map, in, out, planes(block, begin, end), coefficients, streams, ahead, NoSums{});
+      ColumnTable<Scalar<T>> k[Map::kCoefficients];
+      expand(block, coefficients, k);
+      map_columns(map, in, out, columns(block, begin, end), k, streams, ahead);
+    });
   }
 
   // Both at once: the map of a block that comes to it from its sums, and sums over the next block. See run().
@@ -223,13 +226,18 @@ class Channels {
                       double* const (&totals)[Sum::kSums]) const {
     static_assert(Map::kInputs == Sum::kInputs);
     const int64_t begin = unit_begin(slice), end = unit_begin(slice + 1);
-    const auto both = [&]<int64_t kAhead>() {
+    const auto both = [&]<int64_t kAhead>(auto streams) {
       PlaneSums<Sum, kAhead, T> sums(none, in, planes(block + 1, begin, end), sum_coefficients);
       const NextSums<PlaneSums<Sum, kAhead, T>> next{sums, block_channels_, block_channels_ * plane_};
-      map_planes(map, in, out, planes(block, begin, end), coefficients, stream_, 0, next);
+      map_planes(map, in, out, planes(block, begin, end), coefficients, streams, 0, next);
       collect(sums, totals);
     };
-    stream_ || ask_ahead_ ? both.template operator()<kAskAhead<T>>() : both.template operator()<0>();
+    if (stream_)
+      with_streaming<Map, T>(true, [&](auto streams) { both.template operator()<kAskAhead<T>>(streams); });
+    else if (ask_ahead_)
+      both.template operator()<kAskAhead<T>>(std::false_type{});
+    else
+      both.template operator()<0>(std::false_type{});
   }
 
  private:

@@ -118,37 +118,43 @@ void reduce_columns(const Sum none, const T* const (&in)[Sum::kInputs], const Co
 
 // out = map.apply(in, coefficients), element by element, in the order of memory: fetching coefficients anew for every
 // vector costs less than writing to several places at once. The coefficients' tables go on beyond the block's last
-// column with its first ones, so that a vector may span two rows: whole rows are mapped as one. If `ahead` is not 0,
-// it asks for what lies so many elements ahead.
-template <class Map, class T>
-void map_columns(const Map map, const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
-                 const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients], bool streams, int64_t ahead) {
+// column with its first ones, so that a vector may span two rows: whole rows are streamed as one. If `ahead` is not 0,
+// it asks for what lies so many elements ahead. `streams` as in map_vectors.
+template <class Map, class T, class Streams>
+[[gnu::noinline]] void map_columns(const Map map, const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
+                                   const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients], Streams streams,
+                                   int64_t ahead) {
   const Inputs<T, Map::kInputs> inputs(in);
+  const auto apply = [&](int64_t at, int64_t column, int64_t count) NORMEXT_INLINE {
+    Vector<T> k[Map::kCoefficients], x[Map::kInputs];
+    for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column);
+    inputs(at, count, x);
+    return map.apply(x, k);
+  };
   const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
     if (ahead) inputs.prefetch(at + ahead);
   };
-  const bool whole = block.size() == block.width && block.width >= kLanes;
-  for (int64_t row = block.row, row_end; row < block.row_end; row = row_end) {
-    row_end = whole ? block.row_end : row + 1;
-    const int64_t begin = row * block.width + block.column;
-    const int64_t end = (row_end - 1) * block.width + block.row_columns_end(row_end - 1);
-    const int64_t width = block.width;
-    int64_t row_begin = begin;  // of the row that the last vector was in
-    const auto apply = [&](int64_t at, int64_t count) NORMEXT_INLINE {
-      if (static_cast<uint64_t>(at - row_begin) >= static_cast<uint64_t>(width)) {
-        const bool is_next = at - row_begin >= width && at - row_begin < 2 * width;
-        row_begin = is_next ? row_begin + width : at - (at - begin) % width;
-      }
-      const int64_t column = at - row_begin;
-      Vector<T> k[Map::kCoefficients], x[Map::kInputs];
-      for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column);
-      inputs(at, count, x);
-      return map.apply(x, k);
+  if (streams && block.size() == block.width && block.width >= kLanes) {
+    const int64_t begin = block.row * block.width, end = std::min(block.total, block.row_end * block.width);
+    int64_t column = 0, next = begin;
+    const auto in_rows = [&](int64_t at, int64_t count) NORMEXT_INLINE {
+      if (at != next) column = (at - begin) % block.width;
+      const auto result = apply(at, column, count);
+      next = at + count;
+      column += count;
+      if (column >= block.width) column -= block.width;
+      return result;
     };
+    map_vectors(std::true_type{}, out, begin, end, in_rows, ask_ahead);
+    return;
+  }
+  for (int64_t row = block.row; row < block.row_end; ++row) {
+    const int64_t begin = row * block.width + block.column, end = row * block.width + block.row_columns_end(row);
+    const auto in_row = [&](int64_t at, int64_t count) NORMEXT_INLINE { return apply(at, at - begin, count); };
     // Up to a line first, and then on: no vector lies across two lines. (A loop, so that there is one copy of the
     // code.)
     int64_t stop = streams ? end : std::min(end, begin + before_line(out + begin));
-    for (int64_t at = begin; at < end; at = stop, stop = end) map_vectors(streams, out, at, stop, apply, ask_ahead);
+    for (int64_t at = begin; at < end; at = stop, stop = end) map_vectors(streams, out, at, stop, in_row, ask_ahead);
   }
 }
 

@@ -158,11 +158,14 @@ class Groups {
            const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
     const int64_t first = first_element(item, 0), ahead = stream_ ? kAskAhead<T> : 0;
     const Pointers<Map::kInputs, T> from(in, first);
-    if (by_planes_) return map_planes(map, from.at, out + first, planes(unit), coefficients, stream_, ahead, NoSums{});
-    for_blocks(unit, [&](int64_t channel, int64_t end, const ColumnBlock& block) {
-      ColumnTable<Scalar<T>> k[Map::kCoefficients];
-      expand(channel, end, coefficients, k);
-      map_columns(map, from.at, out + first, block, k, stream_, ahead);
+    with_streaming<Map, T>(stream_, [&](auto streams) {
+      if (by_planes_)
+        return map_planes(map, from.at, out + first, planes(unit), coefficients, streams, ahead, NoSums{});
+      for_blocks(unit, [&](int64_t channel, int64_t end, const ColumnBlock& block) {
+        ColumnTable<Scalar<T>> k[Map::kCoefficients];
+        expand(channel, end, coefficients, k);
+        map_columns(map, from.at, out + first, block, k, streams, ahead);
+      });
     });
   }
 

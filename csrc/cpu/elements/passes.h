@@ -167,8 +167,18 @@ struct NotAhead {
   void operator()(int64_t) const {}
 };
 
-// The same for the elements [begin, end); ahead(at) comes before each line. Only whole cache lines are streamed, since
-// streaming a part of a line and storing to the rest costs more than either.
+// Calls f(streams) with the constant, for a copy of the code each way; but with the bool for float64, which few train
+// in, and for a map that is followed by an activation, which is code enough.
+template <class Map, class T, class F>
+void with_streaming(bool streams, const F& f) {
+  if constexpr (sizeof(T) == 8 || requires(Map map) { requires !std::is_empty_v<decltype(map.activation)>; })
+    f(streams);
+  else
+    streams ? f(std::true_type{}) : f(std::false_type{});
+}
+
+// The same as map_line for the elements [begin, end); ahead(at) comes before each line. Only whole cache lines are
+// streamed, since streaming a part of a line and storing to the rest costs more than either.
 template <class Streams, class T, class F, class Ahead = NotAhead>
 NORMEXT_INLINE inline void map_vectors(Streams streams, T* out, int64_t begin, int64_t end, const F& f,
                                        const Ahead& ahead = {}) {
@@ -180,8 +190,8 @@ NORMEXT_INLINE inline void map_vectors(Streams streams, T* out, int64_t begin, i
     map_line(streams, out, lines_end, f);
   }
   if (lines == begin && lines_end == end) return;
-  // What comes before the lines and after them, in one copy of the code. The last vector may overlap what is before it,
-  // unless that has been streamed.
+    // What comes before the lines and after them, in one copy of the code. The last vector may overlap what is before
+    // it, unless that has been streamed.
 #pragma GCC unroll 0
   for (int after = streams ? 0 : 1; after < 2; ++after) {
     const int64_t from = after ? lines_end : begin, to = after ? end : lines, first = streams ? from : begin;
