@@ -190,8 +190,8 @@ NORMEXT_INLINE inline void map_vectors(Streams streams, T* out, int64_t begin, i
     map_line(streams, out, lines_end, f);
   }
   if (lines == begin && lines_end == end) return;
-    // What comes before the lines and after them, in one copy of the code. The last vector may overlap what is before
-    // it, unless that has been streamed.
+  // What comes before the lines and after them, in one copy of the code. The last vector may overlap what is before
+  // it, unless that has been streamed.
 #pragma GCC unroll 0
   for (int after = streams ? 0 : 1; after < 2; ++after) {
     const int64_t from = after ? lines_end : begin, to = after ? end : lines, first = streams ? from : begin;
