@@ -132,16 +132,13 @@ int64_t before_line(const T* p) {
 template <class T>
 constexpr int kLineVectors = std::max<int>(64 / (kLanes * sizeof(T)), 1);
 
-// What fills a cache line, in registers, to be streamed by one vector right after the other: a line that is written in
-// part, when a load misses in between, may go to memory in part.
+// What fills a cache line, to be streamed by one vector right after the other: a line that is written in part, when a
+// load misses in between, may go to memory in part.
 template <class T>
 struct Line {
   alignas(64) T at[64 / sizeof(T)];
 
   NORMEXT_INLINE void stream_to(T* out) const { stream_bytes(at, out, sizeof at); }
-  NORMEXT_INLINE void store_to(T* out) const {
-    for (int64_t i = 0; i < std::ssize(at); i += kVectorBytes / sizeof(T)) store_raw(out + i, load_raw<Words>(at + i));
-  }
 };
 
 // Writes f(at, count), which gives vectors, or NormalFloats, to the elements of a cache line, or two, from `at`; or
@@ -156,9 +153,9 @@ NORMEXT_INLINE inline void map_line(Streams streams, T* out, int64_t at, const F
 #pragma GCC unroll 4
     for (int64_t i = 0; i < kLineVectors<T> * kLanes; i += 2 * kLanes) {
       const auto x = f(at + i, int64_t{kLanes}), y = f(at + i + kLanes, int64_t{kLanes});
-      store(line.at + i, x, y);
+      store(streams ? line.at + i : out + at + i, x, y);
     }
-    streams ? line.stream_to(out + at) : line.store_to(out + at);
+    if (streams) line.stream_to(out + at);
   }
 }
 
