@@ -30,7 +30,7 @@ from building.cuda import cuda_architectures, find_nvcc
 from building.install import install
 from building.toolchain import build_folder, find_compiler, find_tool
 
-CPU_MINUTES, CUDA_MINUTES = 20, 3
+CPU_MINUTES, CUDA_MINUTES = 11, 3  # of one core; notes/systems.md
 
 
 def torch_version() -> tuple[str, str | None]:

@@ -13,5 +13,6 @@ report.py       the tables; python -m benchmarks.report draws those, and the plo
 plots.py        the plots
 
 ``python -m benchmarks.training``: what a step of training takes with normext, and without; models.py has the networks.
+``python -m benchmarks.synchronized``: what SyncBatchNorm's collectives cost, between processes of this machine.
 ``python -m benchmarks.losses``: a ResNet-50 with normext's norms and one with torch's learn alike, on a GPU.
 """

@@ -10,10 +10,10 @@ norms computed by these kernels. Fused with what people write around a norm ther
 from normext import (  # _load first: it loads the extension, or says why not
     _load,
     functional,
-    fusion,
     integrations,
     modules,
     nested,
+    quantization,
     running,
 )
 from normext._version import __version__
@@ -27,4 +27,4 @@ __all__ = ["__version__", "convert", "disable", "enable", "enabled", "register",
 __all__ += functional.__all__
 __all__ += modules.__all__
 
-del _load, fusion, integrations, nested, running
+del _load, integrations, nested, quantization, running

@@ -22,18 +22,28 @@ def parts(activation: Activation) -> tuple[str | None, float]:
 
 def apply(z: Tensor, name: str | None, slope: float) -> Tensor:
     """The activation by torch's own operators."""
-    if name == "relu":
-        return F.relu(z)
-    if name == "leaky_relu":
-        return F.leaky_relu(z, slope)
-    return z if name is None else z * z.sigmoid()  # torch's silu has no forward derivative of its backward
+    match name:
+        case None:
+            return z
+        case "relu":
+            return F.relu(z)
+        case "leaky_relu":
+            return F.leaky_relu(z, slope)
+        case "silu":
+            return z * z.sigmoid()  # torch's silu has no forward derivative of its backward
+    raise NotImplementedError(name)
 
 
 def gradient(grad_output: Tensor, z: Tensor, name: str | None, slope: float) -> Tensor:
     """``grad_output * activation'(z)``, in operations that have derivatives of every order."""
-    if name is None:
-        return grad_output
-    if name == "silu":
-        sigmoid = z.sigmoid()
-        return grad_output * sigmoid * (1 + z * (1 - sigmoid))
-    return grad_output.where(z > 0, grad_output * (0.0 if name == "relu" else slope))
+    match name:
+        case None:
+            return grad_output
+        case "relu":
+            return grad_output.masked_fill(z <= 0, 0.0)  # an infinite gradient, too
+        case "leaky_relu":
+            return grad_output.where(z > 0, grad_output * slope)
+        case "silu":
+            sigmoid = z.sigmoid()
+            return grad_output * sigmoid * (1 + z * (1 - sigmoid))
+    raise NotImplementedError(name)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import normext
+from normext import activations
 
 Activation = str | tuple[str, float] | None
 FOLLOWING = [
@@ -155,20 +156,31 @@ def test_what_backward_keeps(device: str, activation: Activation, adds: bool, sa
 
 
 def test_relu_of_infinity_and_of_nan(backend: str) -> None:
-    """As torch's: zero with a derivative of zero, and NaN."""
+    """As torch's: zero, with a derivative of zero for an infinite gradient, too; and NaN, with one of one."""
     x = values(2, 3, 20, device=backend)
-    x[0, 1, 3], x[1, 2, 7] = -float("inf"), float("nan")
+    x[0, 1, 3], x[1, 2, 7], x[0, 0, 5] = -float("inf"), float("nan"), -9.0
+    grad_output = torch.ones_like(x)
+    grad_output[0, 0, 5] = float("inf")
     stats = running(3, device=backend)
     for residual in (None, values(2, 3, 20, device=backend)):
         inputs = leaves(x, residual)
         output = normext.batch_norm(inputs[0], *stats, residual=inputs[1], activation="relu")
-        z = F.batch_norm(x.double(), *(t.double() for t in stats))
-        torch.testing.assert_close(
-            output.double(), F.relu(z if residual is None else z + residual), equal_nan=True, rtol=1e-5, atol=1e-5
-        )
+        exact = leaves(x.double(), None if residual is None else residual.double())
+        z = F.batch_norm(exact[0], *(t.double() for t in stats))
+        expected = F.relu(z if residual is None else z + exact[1])
+        torch.testing.assert_close(output.double(), expected, equal_nan=True, rtol=1e-5, atol=1e-5)
         assert output[0, 1, 3] == 0 and output.isnan().sum() == 1
-        for gradient in gradients(output, inputs, torch.ones_like(output)):
-            assert gradient is None or gradient[0, 1, 3] == 0
+        wanted = gradients(expected, exact, grad_output.double())
+        for gradient, want in zip(gradients(output, inputs, grad_output), wanted, strict=True):
+            torch.testing.assert_close(gradient, want if want is None else want.float(), rtol=1e-5, atol=1e-5)
+            assert gradient is None or (gradient[0, 1, 3] == 0 and gradient[0, 0, 5] == 0)
+
+
+def test_gradient_of_relu_by_torchs_operators() -> None:
+    """What SyncBatchNorm's halves take apart from the kernels: the same."""
+    z = torch.tensor([-1.0, 0.0, 2.0, float("nan")])
+    grad_output = torch.tensor([float("inf"), float("inf"), 3.0, 4.0])
+    torch.testing.assert_close(activations.gradient(grad_output, z, "relu", 0.0), torch.tensor([0.0, 0.0, 3.0, 4.0]))
 
 
 def test_running_statistics_are_the_norms_own(backend: str) -> None:

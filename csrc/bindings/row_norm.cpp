@@ -382,7 +382,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward_kernel(const Tensor& grad_output, c
 }
 
 // ------------------------------------------------------------------------------------------------ registration
-// Each norm's name, its public operator, its kernel, and the check of its arguments.
+// The norms: each has a public operator, a kernel, and a check of its arguments, named after it.
 #define NORMEXT_ROW_NORMS(_) \
   _(layer_norm)              \
   _(rms_norm)                \

@@ -12,8 +12,8 @@ namespace normext {
 // Which tensors a row norm has beside its input:
 //   plain:    weight and bias, of normalized_shape
 //   add:      those, and a residual that is added before
-//   adaptive: scale and shift in their places, one row of them for many rows of the input; both have as many dimensions
-//             as the input, those it is shared along, which come last but one, of size 1. It is over one dimension.
+//   adaptive: scale and shift in their places. They have as many dimensions as the input, of its sizes or, where one
+//             row of them is shared by many rows of the input, 1: [B, 1, C] beside [B, T, C]. Rows have one dimension
 enum class RowNormKind : uint8_t { plain, add, adaptive };
 
 struct RowNorm {

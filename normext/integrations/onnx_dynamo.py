@@ -125,12 +125,17 @@ def adaptive_norm_forward(
 def _followed(z: Value, residual: Value | None, activation: str | None, slope: float, computed: ir.DataType) -> Value:
     if residual is not None:
         z = op.Add(z, _cast(residual, computed))
-    if activation == "silu":
-        return op.Mul(z, op.Sigmoid(z))
-    if activation == "leaky_relu":  # onnxruntime has no LeakyRelu of float64
-        zero, factor = (op.Constant(value=ir.tensor(value, computed)) for value in (0.0, slope))
-        return op.Where(op.Less(z, zero), op.Mul(z, factor), z)
-    return z if activation is None else op.Relu(z)
+    match activation:
+        case None:
+            return z
+        case "relu":
+            return op.Relu(z)
+        case "leaky_relu":  # onnxruntime has no LeakyRelu of float64
+            zero, factor = (op.Constant(value=ir.tensor(value, computed)) for value in (0.0, slope))
+            return op.Where(op.Less(z, zero), op.Mul(z, factor), z)
+        case "silu":
+            return op.Mul(z, op.Sigmoid(z))
+    raise NotImplementedError(activation)
 
 
 def batch_norm_forward(

@@ -212,12 +212,19 @@ def _followed(
 ) -> Value:
     if not _is_none(residual):
         z = g.op("Add", z, residual)
-    if activation == "silu":
-        return g.op("Mul", z, g.op("Sigmoid", z))
-    if activation == "leaky_relu":  # onnxruntime has no LeakyRelu of float64
-        zero, factor = (g.op("Constant", value_t=torch.tensor(value, dtype=computed.dtype())) for value in (0.0, slope))
-        return g.op("Where", g.op("Less", z, zero), g.op("Mul", z, factor), z)
-    return z if activation is None else g.op("Relu", z)
+    match activation:
+        case None:
+            return z
+        case "relu":
+            return g.op("Relu", z)
+        case "leaky_relu":  # onnxruntime has no LeakyRelu of float64
+            zero, factor = (
+                g.op("Constant", value_t=torch.tensor(value, dtype=computed.dtype())) for value in (0.0, slope)
+            )
+            return g.op("Where", g.op("Less", z, zero), g.op("Mul", z, factor), z)
+        case "silu":
+            return g.op("Mul", z, g.op("Sigmoid", z))
+    raise NotImplementedError(activation)
 
 
 @parse_args("v", "v", "v", "v", "v", "b", "f", "f", "v", "s", "f")

@@ -53,7 +53,11 @@ class Activate {
       }
     } else if (kind_ == Activation::Kind::leaky_relu) {
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) g[i] = z[i] > 0 ? g[i] : below_zero(g[i]);
+      for (int i = 0; i < kSize; ++i) {
+        // A ReLU's gradient goes through a NaN, as in torch.
+        const bool through = slope_ == 0 ? !(z[i] <= 0) : z[i] > 0;
+        g[i] = through ? g[i] : below_zero(g[i]);
+      }
     }
   }
 
