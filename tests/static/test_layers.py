@@ -29,6 +29,13 @@ def test_kernels_know_nothing_of_torch() -> None:
     assert not found(r"include.*(torch|ATen|c10)/", sources("csrc/ops", "csrc/cpu", "csrc/cuda"))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("family, others", [("rows", "channels"), ("channels", "rows"), ("elements", "rows|channels")])
+def test_rows_and_channels_stand_side_by_side(device: str, family: str, others: str) -> None:
+    """Over elements, which know neither of them."""
+    assert not found(rf"include.*/({others})/", sources(f"csrc/{device}/{family}"))
+
+
 def test_kernels_use_no_cxx_stream() -> None:
     """A stream needs the process's locales and facets, which a module with a libstdc++ of its own does not share."""
     streams = r"#\s*include\s*<(ios|iosfwd|iomanip|locale|print|streambuf|\w*stream)>"

@@ -16,6 +16,7 @@
 #include "cuda/channels/planes.cuh"
 #include "cuda/elements/parameters.cuh"
 #include "cuda/elements/partials.cuh"
+#include "cuda/elements/sums.cuh"
 #include "ops/channel_norm.h"
 
 namespace normext::cuda {

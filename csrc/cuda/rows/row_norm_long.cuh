@@ -9,10 +9,11 @@
 // T is the input's type, X that of what is normalized: the input's, or a sum's. How a row is sliced depends on its
 // length alone, so its result depends on nothing but the row.
 #pragma once
-#include "cuda/channels/planes.cuh"
 #include "cuda/elements/launch.cuh"
 #include "cuda/elements/parameters.cuh"
 #include "cuda/elements/partials.cuh"
+#include "cuda/elements/plane_walk.cuh"
+#include "cuda/elements/reduce.cuh"
 #include "cuda/rows/partial_sums.cuh"
 #include "cuda/rows/row.cuh"
 #include "cuda/rows/row_places.cuh"
