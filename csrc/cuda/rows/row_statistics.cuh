@@ -75,12 +75,12 @@ struct CenteredRows {
     return fma(xhat, weight_bias[0][i], weight_bias[1][i]);
   }
 
-  // (x - center) * rstd + low: low is what the rounding of the mean to center has left out.
+  // (x - center) * rstd + shift: what the rounding of the mean to center has left out is in the shift.
   template <class A>
   struct Normalization {
-    A center, rstd, low;
+    A center, rstd, shift;
 
-    __device__ A of_difference(A difference) const { return fma(difference, rstd, low); }
+    __device__ A of_difference(A difference) const { return fma(difference, rstd, shift); }
     __device__ A operator()(A x) const { return of_difference(x - center); }
   };
 
