@@ -101,30 +101,29 @@ struct RowGradients {
     return {sum(sums[0]), sum(sums[1]), sum(sums[2])};
   }
 
-  // What a row's elementwise pass needs: xhat = (x - center) * rstd + offset, where the center is the mean or, near
+  // What a row's elementwise pass needs: xhat = (x - center) * rstd + shift, where the center is the mean or, near
   // zero, zero.
   struct Row {
-    S center, rstd, offset, slope, level;
+    S center, rstd, shift, slope, level;
   };
   template <bool kAtZero>  // all centers are zero
   struct Coefficients {
-    V center, rstd, offset, slope, level;
+    V center, rstd, shift, slope, level;
 
     explicit Coefficients(const Row& row)
         : center(broadcast(row.center)),
           rstd(broadcast(row.rstd)),
-          offset(broadcast(row.offset)),
+          shift(broadcast(row.shift)),
           slope(broadcast(row.slope)),
           level(broadcast(row.level)) {}
-    V xhat(V x) const { return fma(kAtZero ? x : x - center, rstd, offset); }
+    V xhat(V x) const { return fma(kAtZero ? x : x - center, rstd, shift); }
     V gradient(V dy, V weight, V xhat) const { return fma(xhat, slope, fma(dy, weight, level)) * rstd; }
   };
   Row row_coefficients(int64_t row, const Gradients& sums) const {
     const double n = static_cast<double>(columns);
     if (!Statistics::kCentered) return {0, rstd[row], 0, static_cast<S>(-sums.g_xhat / n), 0};
-    const double offset = -sums.offset(n);
-    const double near_offset = offset - static_cast<double>(mean_of(row)) * rstd[row];
-    return {near(row) ? S{0} : mean_of(row), rstd[row], static_cast<S>(near(row) ? near_offset : offset),
+    const double shift = -sums.offset(n), near_shift = shift - static_cast<double>(mean_of(row)) * rstd[row];
+    return {near(row) ? S{0} : mean_of(row), rstd[row], static_cast<S>(near(row) ? near_shift : shift),
             static_cast<S>(-sums.corrected(n) / n), static_cast<S>(-sums.g / n)};
   }
 

@@ -29,7 +29,7 @@ struct ActivatedNormalize {
   }
 };
 
-// dx = (g * weight - level + xhat * slope) * rstd, with g = dy * activation'(xhat * weight + bias + residual), which
+// dx = (g * weight + level + xhat * slope) * rstd, with g = dy * activation'(xhat * weight + bias + residual), which
 // takes the place of dy.
 template <class A, int kArrays>
 struct ActivatedGradient {
@@ -51,7 +51,7 @@ struct ActivatedGradient {
     for (int i = 0; i < kSize; ++i) {
       // In evaluation the slope is zero, and xhat may be infinite.
       const A slope = k(i)[4], sloped = slope == 0 ? A(0) : xhat[i];
-      dx[i] = fma(sloped, slope, fma(in[0][i], k(i)[2], -k(i)[5])) * k(i)[1];
+      dx[i] = fma(sloped, slope, fma(in[0][i], k(i)[2], k(i)[5])) * k(i)[1];
     }
   }
 };

@@ -28,14 +28,14 @@ struct Normalize {
   }
 };
 
-// dx = (dy - level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow
+// dx = (dy + level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow
 // for deviations of 1e30.)
 struct TrainingGradient {
   static constexpr int kInputs = 2, kCoefficients = 5;  // dy, x; scale, mean, rstd, slope, level
   static constexpr bool kOfVectors = false, kOptional = false;
   template <class A>
   __device__ static A apply(const A (&in)[2], const A (&k)[5]) {
-    return fma((in[1] - k[1]) * k[2], k[3], in[0] - k[4]) * k[0];
+    return fma((in[1] - k[1]) * k[2], k[3], in[0] + k[4]) * k[0];
   }
 };
 
@@ -93,7 +93,7 @@ __device__ void gradient_coefficients(double g, const CenteredSums& sums, double
   k[1] = scale.mean;
   k[2] = scale.rstd;
   k[3] = static_cast<A>(-sums.g_xhat * inverse_n);
-  k[4] = static_cast<A>((g - sums.offset * sums.g_xhat) * inverse_n);
+  k[4] = static_cast<A>((sums.offset * sums.g_xhat - g) * inverse_n);
 }
 
 // Writes a channel's weight and bias gradients and gives its coefficients in training, from the sums of dy, dy * xhat

@@ -168,7 +168,7 @@ struct GroupGradient {
 
   __device__ static GroupGradient of(const double (&sums)[3], double inverse_n) {
     const auto c = CenteredSums::of(sums, inverse_n, true);
-    return {-c.g_xhat * inverse_n, (sums[0] - c.offset * c.g_xhat) * inverse_n, c.offset};
+    return {-c.g_xhat * inverse_n, (c.offset * c.g_xhat - sums[0]) * inverse_n, c.offset};
   }
 };
 

@@ -133,7 +133,7 @@ struct CenteredRows {
     __device__ A xhat(A x) const { return (x - mean) * rstd; }
   };
 
-  // grad_input = (g - level + xhat * slope) * rstd, with xhat = (x - mean) * rstd - offset. The offset would be zero,
+  // grad_input = (g + level + xhat * slope) * rstd, with xhat = (x - mean) * rstd - offset. The offset would be zero,
   // were the saved mean not rounded. Taking it into account keeps gradients right where the mean is far from zero.
   template <class A>
   struct Gradient {
@@ -148,11 +148,11 @@ struct CenteredRows {
     __device__ static Gradient of(const A (&sums)[3], bool centered, A inverse_n) {
       if (!centered) return {0, -sums[1] * inverse_n, 0};
       const A offset = sums[2] * inverse_n;
-      return {offset, -(sums[1] - offset * sums[0]) * inverse_n, sums[0] * inverse_n};
+      return {offset, -(sums[1] - offset * sums[0]) * inverse_n, -sums[0] * inverse_n};
     }
 
     __device__ A corrected(A xhat) const { return xhat - offset; }
-    __device__ A operator()(A g, A corrected_xhat) const { return fma(corrected_xhat, slope, g - level); }
+    __device__ A operator()(A g, A corrected_xhat) const { return fma(corrected_xhat, slope, g + level); }
   };
 
   // ---------------------------------------------------------------------------------------------- long rows
@@ -190,7 +190,7 @@ struct CenteredRows {
   template <class A>
   __device__ static Gradient<A> finish(const double (&sums)[3], double inverse_n) {
     const auto c = CenteredSums::of(sums, inverse_n, true);
-    return {static_cast<A>(c.offset), static_cast<A>(-c.g_xhat * inverse_n), static_cast<A>(sums[0] * inverse_n)};
+    return {static_cast<A>(c.offset), static_cast<A>(-c.g_xhat * inverse_n), static_cast<A>(-sums[0] * inverse_n)};
   }
 };
 
