@@ -158,7 +158,7 @@ std::vector<ChannelNormShape> batch_norm_shapes() {
   return shapes;
 }
 
-// Every entry of csrc/cuda/channels/group_norm_launches.cuh for every dtype, forward and backward, which keeps two
+// Every entry of csrc/cuda/channels/group_launches.cuh for every dtype, forward and backward, which keeps two
 // arrays; what fits nowhere; columns by vectors and one by one. Those of a kind stand together, and get their kinds of
 // norm in turn. test_kernels.py sees to it that no kernel is left out.
 std::vector<GroupNormShape> group_norm_shapes() {

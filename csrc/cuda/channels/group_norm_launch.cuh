@@ -1,14 +1,14 @@
 // group_norm_launch.cuh -- which kernels compute a GroupNorm, in which shape: group_norm_forward() and _backward().
 //
-//   planes, where a group fits on chip    one kernel (group_norm_onchip.cuh)
+//   planes, where a group fits on chip    one kernel (group_norm_onchip.cuh), as group_launches.cuh says
 //   other planes                          sum_planes_kernel, group_norm_finish_*_kernel, map_planes_kernel
 //   channels innermost (channels_last)    sum_columns_kernel, group_norm_finish_*_kernel, map_columns_kernel
 //
 // Backward, group_norm_parameters_kernel comes last.
 #pragma once
 #include "cuda/channels/batch_norm_launch.cuh"
+#include "cuda/channels/group_launches.cuh"
 #include "cuda/channels/group_norm.cuh"
-#include "cuda/channels/group_norm_launches.cuh"
 #include "cuda/channels/group_norm_onchip.cuh"
 
 namespace normext::cuda {

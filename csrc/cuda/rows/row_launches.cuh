@@ -1,5 +1,5 @@
-// row_launches.cuh -- how many threads share a row of which length, and how much of it each of them has: as data, or
-// for a ring in shared memory by a rule.
+// row_launches.cuh -- how many threads share a row of which length, and how much of it each of them has: as data.
+// ring_launches.cuh has the rule for rows in a ring.
 #pragma once
 #include <cstdint>
 #include <iterator>

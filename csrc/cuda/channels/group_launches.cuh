@@ -1,4 +1,4 @@
-// group_norm_launches.cuh -- which blocks keep a group of a sample on chip: as data.
+// group_launches.cuh -- which blocks keep a group of a sample on chip: as data.
 #pragma once
 #include <cstdint>
 #include <iterator>
@@ -10,25 +10,27 @@ namespace normext::cuda {
 struct GroupLaunch {
   int64_t bytes;  // of a group, in all tensors that are kept
   int threads, cluster;
-  const char* reason;
 };
 
 // No GPU has run these: they follow from what BatchNorm's kernels showed on an H200, where blocks of 16 to 74 KB did
 // best, several of them on an SM, and from 160 KB a block on two passes were as fast.
 constexpr GroupLaunch kGroupLaunches[] = {
-    {2 << 10, 32, 1, "planes of 7 x 7 to 16 x 16 alone: a warp each, no barriers, up to 32 blocks on an SM"},
-    {8 << 10, 128, 1, "16 vectors and fewer a thread; five blocks of 128 threads share an SM"},
-    {32 << 10, 256, 1, "as many, by more threads; loads of three blocks overlap"},
-    {64 << 10, 256, 2, "a batch of two has few groups: shares of 16 to 32 KB bring in more SMs"},
-    {128 << 10, 256, 4, "the same"},
-    {592 << 10, 256, 8, "74 KB a block: three of them share an SM"},
-    {1280 << 10, 512, 8, "160 KB a block, one on an SM: still a reading less than two passes"},
-    {160 << 10, 256, 1, "no clusters: one block on an SM, or two"}};
+    {2 << 10, 32, 1},      // planes of up to 16 x 16 alone: a warp each, no barriers, 25 blocks on an SM and more
+    {8 << 10, 128, 1},     // up to 4 vectors a thread; five blocks share an SM at least
+    {32 << 10, 256, 1},    // up to 8; loads of three blocks overlap
+    {64 << 10, 256, 2},    // a batch of two has few groups: shares of 16 to 32 KB bring in more SMs
+    {128 << 10, 256, 4},   // the same
+    {592 << 10, 256, 8},   // up to 74 KB a block: three of them share an SM
+    {1280 << 10, 512, 8},  // up to 160 KB a block, one on an SM: still a reading less than two passes
+    {160 << 10, 256, 1},   // no clusters: one block on an SM, or two
+};
 // Elements one by one, where planes are no multiple of a vector or arrays are not aligned: fewer kernels to build.
-constexpr GroupLaunch kGroupLaunchesUnaligned[] = {{2 << 10, 32, 1, "a warp a plane of 7 x 7"},
-                                                   {32 << 10, 256, 1, "see above"},
-                                                   {592 << 10, 256, 8, "see above"},
-                                                   {160 << 10, 256, 1, "no clusters"}};
+constexpr GroupLaunch kGroupLaunchesUnaligned[] = {
+    {2 << 10, 32, 1},  // planes of 7 x 7 among them
+    {32 << 10, 256, 1},
+    {592 << 10, 256, 8},
+    {160 << 10, 256, 1},  // no clusters
+};
 
 template <bool kVectors>
 constexpr const auto& group_launches() {
