@@ -1,7 +1,6 @@
 // batch_norm.cuh -- what BatchNorm's kernels compute for one channel, and for one element of it.
 #pragma once
-#include "cuda/channels/activated.cuh"
-#include "cuda/channels/planes.cuh"
+#include "cuda/channels/maps.cuh"
 #include "cuda/elements/parameters.cuh"
 #include "cuda/elements/partials.cuh"
 #include "cuda/elements/sums.cuh"
@@ -10,24 +9,6 @@
 namespace normext::cuda {
 
 // ------------------------------------------------------------------------------------------------ elements
-// y = (x - center) * scale + shift. The mean is center and a rest that a float32 cannot hold beside it, which is part
-// of the shift: the difference is exact however far the mean is from zero.
-struct Normalize {
-  static constexpr int kInputs = 1, kCoefficients = 3;  // x; center, scale, shift
-  static constexpr bool kOfVectors = false, kOptional = false;
-  template <class A>
-  __device__ static A apply(const A (&in)[1], const A (&k)[3]) {
-    return fma(in[0] - k[0], k[1], k[2]);
-  }
-  template <class A>
-  __device__ static void coefficients(double mean, double rstd, double weight, double bias, A (&k)[3]) {
-    const double scale = rstd * weight;
-    k[0] = static_cast<A>(mean);
-    k[1] = static_cast<A>(scale);
-    k[2] = static_cast<A>(bias - (isinf(mean) ? 0 : mean - static_cast<double>(k[0])) * scale);
-  }
-};
-
 // dx = (dy + level + xhat * slope) * scale, with xhat = (x - mean) * rstd. (rstd joined to the slope would underflow
 // for deviations of 1e30.)
 struct TrainingGradient {

@@ -1,37 +1,14 @@
 // batch_norm_launch.cuh -- which kernels compute a BatchNorm, in which shape, and why.
 #pragma once
-#include <numeric>
-
 #include "cuda/channels/batch_norm.cuh"
 #include "cuda/channels/batch_norm_onchip.cuh"
+#include "cuda/channels/layout.cuh"
 #include "cuda/channels/map_columns.cuh"
+#include "cuda/channels/planes.cuh"
 #include "cuda/channels/sum_columns.cuh"
 #include "cuda/elements/launch.cuh"
 
 namespace normext::cuda {
-
-// ------------------------------------------------------------------------------------------------ the shape of memory
-inline bool channels_innermost(const ChannelNormShape& shape) { return shape.channels_last || shape.plane == 1; }
-
-inline Planes planes_of(const ChannelNormShape& shape) { return {shape.batch, shape.channels, shape.plane}; }
-
-// Elements of an access, where arrays are aligned for vectors: all of a vector, or one.
-template <class T>
-int access_size(int64_t contiguous, bool aligned) {
-  return aligned && contiguous % kVec<T> == 0 ? kVec<T> : 1;
-}
-
-// Channels innermost: a row is a pixel, or several where the channels alone are no multiple of a vector.
-// Planes: a row is a sample.
-template <class T>
-Columns columns_of(const ChannelNormShape& shape) {
-  const int64_t elements = shape.batch * shape.channels * shape.plane;
-  if (!channels_innermost(shape))
-    return {shape.batch, shape.channels * shape.plane, Divisor(shape.channels), Divisor(shape.plane)};
-  const int64_t several = shape.channels / std::gcd(shape.channels, int64_t{kVec<T>}) * kVec<T>;
-  const int64_t width = elements % several == 0 && several <= kMostColumns ? several : shape.channels;
-  return {elements / width, width, Divisor(shape.channels), Divisor(1)};
-}
 
 // ------------------------------------------------------------------------------------------------ elementwise
 // Planes shorter than this leave most of a block that goes through them waiting for addresses. Such a tensor is mapped
@@ -44,30 +21,20 @@ template <class T, class Map, class Coefficients>
 void launch_map(const ChannelNormShape& shape, Run& run, const InputsOf<T, Map>& inputs, void* output,
                 const Coefficients& coefficients, bool aligned, const Map& map = {}) {
   T* const out = static_cast<T*>(output);
-  const auto by_columns = [&]<int kSize>(const Columns& columns) {
-    const auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, run.device.sm_count);
-    run.launch(map_columns_kernel<T, Map, kSize, Columns, Coefficients>, {.grid = how.grid, .block = how.block},
-               columns, how.slice_rows, inputs, out, coefficients, map);
-  };
-  const auto by_planes = [&]<int kSize>(const Planes& planes) {
-    const PlaneSlices slices(planes, kSize, kPlaneThreads, plane_slices(planes, run.device.sm_count));
-    run.launch(map_planes_kernel<T, Map, kSize, Coefficients>,
-               {.grid = grid_of(planes.channels * slices.slices), .block = kPlaneThreads}, slices, inputs, out,
-               coefficients, map);
-  };
   const Columns columns = columns_of<T>(shape);
   const int of_columns = access_size<T>(columns.width, aligned), of_planes = access_size<T>(shape.plane, aligned);
   const bool as_samples =
       columns.width <= kMostColumns && (shape.plane < kShortPlane || (of_planes == 1 && shape.batch >= kFewSamples));
   if (channels_innermost(shape) || (as_samples && of_columns > 1)) {
-    if (of_columns > 1)
-      by_columns.template operator()<kVec<T>>(columns);
-    else
-      by_columns.template operator()<1>(columns);
-  } else if (of_planes > 1) {
-    by_planes.template operator()<kVec<T>>(planes_of(shape));
+    with_access_size<T>(columns.width, aligned, [&]<int kSize>() {
+      const auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, run.device.sm_count);
+      run.launch(map_columns_kernel<T, Map, kSize, Columns, Coefficients>, {.grid = how.grid, .block = how.block},
+                 columns, how.slice_rows, inputs, out, coefficients, map);
+    });
   } else {
-    by_planes.template operator()<1>(planes_of(shape));
+    with_access_size<T>(shape.plane, aligned, [&]<int kSize>() {
+      launch_map_planes<T, Map, kSize>(planes_of(shape), run, inputs, out, coefficients, map);
+    });
   }
 }
 
@@ -90,7 +57,7 @@ Partials launch_sums(const ChannelNormShape& shape, Run& run, const In& inputs, 
   const double inverse_count = 1 / static_cast<double>(shape.batch * shape.plane);
   if (sums_by_columns<T>(shape, aligned, run.device.sm_count)) {
     const Columns columns = columns_of<T>(shape);
-    const auto launch = [&]<int kSize>() {
+    return with_access_size<T>(columns.width, aligned, [&]<int kSize>() {
       const auto how = column_launch(columns, kSize, kSumColumnThreads, ColumnSum::kTile,
                                      kSumColumnBlocks<ColumnSum, kSize>, run.device.sm_count);
       const int64_t groups = columns.width / columns.inner.value, of_block = int64_t{how.block.x} * kSize;
@@ -101,22 +68,13 @@ Partials launch_sums(const ChannelNormShape& shape, Run& run, const In& inputs, 
       run.launch(sum_columns_kernel<T, ColumnSum, kSize, Columns, In, Start>, {.grid = how.grid, .block = how.block},
                  columns, how.slice_rows, pieces, inputs, start, partials);
       return Partials{partials, shape.channels, groups / shape.channels, of_group, inverse_count};
-    };
-    return access_size<T>(columns.width, aligned) > 1 ? launch.template operator()<kVec<T>>()
-                                                      : launch.template operator()<1>();
+    });
   }
   const Planes planes = planes_of(shape);
   const unsigned slices = plane_slices(planes, run.device.sm_count);
-  double* const partials = run.take<double>(planes.channels * slices * Sum::kSums);
-  const auto launch = [&]<int kSize>() {
-    run.launch(sum_planes_kernel<T, Sum, kSize, In, Start>,
-               {.grid = grid_of(planes.channels * slices), .block = kPlaneThreads},
-               PlaneSlices(planes, kSize, kPlaneThreads, slices), inputs, start, partials);
-  };
-  if (access_size<T>(shape.plane, aligned) > 1)
-    launch.template operator()<kVec<T>>();
-  else
-    launch.template operator()<1>();
+  double* const partials = with_access_size<T>(shape.plane, aligned, [&]<int kSize>() {
+    return launch_sum_planes<T, Sum, kSize>(planes, slices, run, inputs, start);
+  });
   return {partials, planes.channels, 1, slices, inverse_count};
 }
 

@@ -4,44 +4,11 @@
 // there again when the sums of all are known. Stashes are a thread's own, so no barrier guards them.
 #pragma once
 #include "cuda/channels/batch_norm.cuh"
+#include "cuda/channels/stash.cuh"
+#include "cuda/elements/plane_walk.cuh"
+#include "cuda/elements/reduce.cuh"
 
 namespace normext::cuda {
-
-// A thread's vectors in shared memory, every kThreads-th of the array: without bank conflicts.
-template <class T, int kSize, int kThreads>
-class Stash {
- public:
-  __device__ explicit Stash(T* shared) : mine_(shared + threadIdx.x * kSize) {}
-
-  __device__ void push(const Vector<T, kSize>& v) {
-    if constexpr (kSize == 1)
-      mine_[pushed_] = v.value;
-    else
-      store16_shared(mine_ + pushed_, v.bits());
-    pushed_ += kThreads * kSize;
-  }
-  __device__ void read(int i, Compute<T> (&out)[kSize]) const {
-    const T* const at = mine_ + i * (kThreads * kSize);
-    Vector<T, kSize> v;
-    if constexpr (kSize == 1)
-      v.value = *at;
-    else
-      v = Pack<T>::of_bits(*reinterpret_cast<const uint4*>(at));
-#pragma unroll
-    for (int e = 0; e < kSize; ++e) out[e] = v[e];
-  }
-
- private:
-  T* mine_;
-  int pushed_ = 0;
-};
-
-// The vectors of a block's part of a channel, in full rounds of its threads.
-inline int64_t stash_elements(const Planes& planes, int size, int threads, int cluster) {
-  const int64_t vectors = planes.elements() / size;
-  const int64_t of_block = (vectors + cluster - 1) / cluster;
-  return (of_block + threads - 1) / threads * threads * size;
-}
 
 // Blocks that are to share an SM: see on_chip(). Of 256 threads three, or two where the compiler takes more registers:
 // for pairs, and for float16's conversions.
@@ -71,23 +38,7 @@ __global__ void __launch_bounds__(kThreads, kOnChipBlocks<T, kThreads>)
   const auto affine = ChannelAffine::load(Type<T>{}, op, channel);
   MomentSums<A> sum;
   sum_planes<T>(walk, Inputs<T, 1>{{input}}, sum, [&](const auto& v) { stash.push(v[0]); });
-  const auto moments_of = [&](const MomentSums<A>& sums) {
-    double totals[2];
-    sums.totals(shift, totals);
-    group_sum(totals);
-    return Moments::of(totals, shift[0], slices.inverse_count);
-  };
-  Moments moments = moments_of(sum);
-  if constexpr (std::is_same_v<A, double>) {  // nothing wider to sum in: once more, about the mean
-    shift[0] = finite_or(moments.mean, 0.0);
-    MomentSums<A> again;
-    for (int i = 0; i < walk.left(); ++i) {
-      A v[1][kSize];
-      stash.read(i, v[0]);
-      again.add(v, kSize);
-    }
-    moments = moments_of(again);
-  }
+  const Moments moments = moments_on_chip<T, kSize>(sum, shift, stash, walk.left(), slices.inverse_count, group_sum);
   group_sum.leave();
 
   A k[3];

@@ -6,6 +6,7 @@
 #pragma once
 #include <algorithm>
 
+#include "cuda/elements/reduce.cuh"
 #include "cuda/elements/vec.cuh"
 
 namespace normext::cuda {

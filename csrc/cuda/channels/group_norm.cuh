@@ -10,10 +10,8 @@
 // Here "channel" is one of all samples' together: sample * channels + channel of the sample. How a channel's values are
 // added up depends on nothing but the sample's shape and the GPU, so that a sample's results depend on it alone.
 #pragma once
-#include "cuda/channels/activated.cuh"
-#include "cuda/channels/batch_norm.cuh"
 #include "cuda/channels/columns.cuh"
-#include "cuda/channels/planes.cuh"
+#include "cuda/channels/maps.cuh"
 #include "cuda/elements/parameters.cuh"
 #include "cuda/elements/partials.cuh"
 #include "cuda/elements/sums.cuh"

@@ -6,10 +6,14 @@
 //
 // Backward, group_norm_parameters_kernel comes last.
 #pragma once
-#include "cuda/channels/batch_norm_launch.cuh"
 #include "cuda/channels/group_launches.cuh"
 #include "cuda/channels/group_norm.cuh"
 #include "cuda/channels/group_norm_onchip.cuh"
+#include "cuda/channels/layout.cuh"
+#include "cuda/channels/map_columns.cuh"
+#include "cuda/channels/planes.cuh"
+#include "cuda/channels/sum_columns.cuh"
+#include "cuda/elements/launch.cuh"
 
 namespace normext::cuda {
 
@@ -40,7 +44,7 @@ ChannelPartials launch_channel_sums(const ChannelNormShape& shape, const Groups&
   const double inverse_count = 1 / static_cast<double>(shape.plane * groups.per_group.value);
   if (in_columns(shape)) {
     const Columns columns = columns_of<T>(sample_of(shape));
-    const auto launch = [&]<int kSize>() {
+    return with_access_size<T>(columns.width, aligned, [&]<int kSize>() {
       auto how = column_launch(columns, kSize, kSumColumnThreads, ColumnSum::kTile, kSumColumnBlocks<ColumnSum, kSize>,
                                std::max(1, run.device.sm_count / kSamplesAtOnce));
       const auto samples = columns_of_samples(columns, how);
@@ -50,21 +54,14 @@ ChannelPartials launch_channel_sums(const ChannelNormShape& shape, const Groups&
                  {.grid = how.grid, .block = how.block}, samples, how.slice_rows, 1u, inputs, start, partials);
       return ChannelPartials{partials, groups, Divisor(columns.width / shape.channels), Divisor(how.grid.y),
                              inverse_count};
-    };
-    return access_size<T>(columns.width, aligned) > 1 ? launch.template operator()<kVec<T>>()
-                                                      : launch.template operator()<1>();
+    });
   }
   const Planes planes = planes_of_samples(shape);
-  const auto launch = [&]<int kSize>() {
-    const auto slices = static_cast<unsigned>(ceil_div(planes.plane, kSliceVectors * kVec<T>));
-    double* const partials = run.take<double>(planes.channels * slices * Sum::kSums);
-    run.launch(sum_planes_kernel<T, Sum, kSize, In, Start>,
-               {.grid = grid_of(planes.channels * slices), .block = kPlaneThreads},
-               PlaneSlices(planes, kSize, kPlaneThreads, slices), inputs, start, partials);
-    return ChannelPartials{partials, groups, Divisor(1), Divisor(slices), inverse_count};
-  };
-  return access_size<T>(planes.plane, aligned) > 1 ? launch.template operator()<kVec<T>>()
-                                                   : launch.template operator()<1>();
+  const auto slices = static_cast<unsigned>(ceil_div(planes.plane, kSliceVectors * kVec<T>));
+  double* const partials = with_access_size<T>(planes.plane, aligned, [&]<int kSize>() {
+    return launch_sum_planes<T, Sum, kSize>(planes, slices, run, inputs, start);
+  });
+  return {partials, groups, Divisor(1), Divisor(slices), inverse_count};
 }
 
 // ------------------------------------------------------------------------------------------------ elementwise
@@ -72,31 +69,20 @@ template <class T, class Map, class Coefficients>
 void launch_group_map(const ChannelNormShape& shape, Run& run, const InputsOf<T, Map>& inputs, void* output,
                       const Coefficients& coefficients, const Map& map, bool aligned) {
   T* const out = static_cast<T*>(output);
-  const Columns columns = columns_of<T>(sample_of(shape));
-  const auto by_columns = [&]<int kSize>() {
-    const auto share = static_cast<int>(std::max<int64_t>(1, run.device.sm_count / shape.batch));
-    auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, share);
-    const auto samples = columns_of_samples(columns, how);
-    how.grid.x *= grid_of(shape.batch);
-    run.launch(map_columns_kernel<T, Map, kSize, ColumnsOfSamples, Coefficients>,
-               {.grid = how.grid, .block = how.block}, samples, how.slice_rows, inputs, out, coefficients, map);
-  };
-  const auto by_planes = [&]<int kSize>() {
-    const Planes planes = planes_of_samples(shape);
-    const PlaneSlices slices(planes, kSize, kPlaneThreads, plane_slices(planes, run.device.sm_count));
-    run.launch(map_planes_kernel<T, Map, kSize, Coefficients>,
-               {.grid = grid_of(planes.channels * slices.slices), .block = kPlaneThreads}, slices, inputs, out,
-               coefficients, map);
-  };
   if (in_columns(shape)) {
-    if (access_size<T>(columns.width, aligned) > 1)
-      by_columns.template operator()<kVec<T>>();
-    else
-      by_columns.template operator()<1>();
-  } else if (access_size<T>(shape.plane, aligned) > 1) {
-    by_planes.template operator()<kVec<T>>();
+    const Columns columns = columns_of<T>(sample_of(shape));
+    with_access_size<T>(columns.width, aligned, [&]<int kSize>() {
+      const auto share = static_cast<int>(std::max<int64_t>(1, run.device.sm_count / shape.batch));
+      auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, share);
+      const auto samples = columns_of_samples(columns, how);
+      how.grid.x *= grid_of(shape.batch);
+      run.launch(map_columns_kernel<T, Map, kSize, ColumnsOfSamples, Coefficients>,
+                 {.grid = how.grid, .block = how.block}, samples, how.slice_rows, inputs, out, coefficients, map);
+    });
   } else {
-    by_planes.template operator()<1>();
+    with_access_size<T>(shape.plane, aligned, [&]<int kSize>() {
+      launch_map_planes<T, Map, kSize>(planes_of_samples(shape), run, inputs, out, coefficients, map);
+    });
   }
 }
 
@@ -176,9 +162,8 @@ void group_norm_forward(const GroupNormForward& op, Run& run) {
   using A = Compute<T>;
   const ChannelNormShape& shape = op.shape;
   const bool aligned = is_aligned(op.input, op.output);
-  if (!in_columns(shape) && (access_size<T>(shape.plane, aligned) > 1 ? group_norm_forward_on_chip<T, kVec<T>>(op, run)
-                                                                      : group_norm_forward_on_chip<T, 1>(op, run)))
-    return;
+  const auto on_chip = [&]<int kSize>() { return group_norm_forward_on_chip<T, kSize>(op, run); };
+  if (!in_columns(shape) && with_access_size<T>(shape.plane, aligned, on_chip)) return;
   const Inputs<T, 1> inputs{{static_cast<const T*>(op.input)}};
   const Groups groups(shape.channels, shape.channels / op.groups);
   auto* const statistics = run.take<GroupStatistics>(shape.batch * op.groups);
@@ -215,10 +200,8 @@ void group_norm_backward(const GroupNormBackward& op, Run& run) {
   using A = Compute<T>;
   const ChannelNormShape& shape = op.shape;
   const bool aligned = is_aligned(op.grad_output, op.input, op.grad_input);
-  if (op.grad_input && !in_columns(shape) &&
-      (access_size<T>(shape.plane, aligned) > 1 ? group_norm_backward_on_chip<T, kVec<T>>(op, run)
-                                                : group_norm_backward_on_chip<T, 1>(op, run)))
-    return;
+  const auto on_chip = [&]<int kSize>() { return group_norm_backward_on_chip<T, kSize>(op, run); };
+  if (op.grad_input && !in_columns(shape) && with_access_size<T>(shape.plane, aligned, on_chip)) return;
   const Inputs<T, 2> inputs{{static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input)}};
   const Groups groups(shape.channels, shape.channels / op.groups);
   auto* const gradients = run.take<GroupGradient>(shape.batch * op.groups);

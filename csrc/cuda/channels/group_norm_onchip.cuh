@@ -6,8 +6,12 @@
 // A group is contiguous. A block, or a cluster of them, each with an equal share, takes one, keeps it in shared memory
 // and finds it there again when the sums of all are known.
 #pragma once
-#include "cuda/channels/batch_norm_onchip.cuh"
+#include "cuda/channels/column_sums.cuh"
 #include "cuda/channels/group_norm.cuh"
+#include "cuda/channels/maps.cuh"
+#include "cuda/channels/stash.cuh"
+#include "cuda/elements/plane_walk.cuh"
+#include "cuda/elements/reduce.cuh"
 
 namespace normext::cuda {
 
@@ -28,31 +32,6 @@ constexpr int kGroupBlocks = kThreads == 32    ? 16
                                                : 1;
 
 // ------------------------------------------------------------------------------------------------ forward
-// A group's moments, from the sums of the block's values and the stash of them.
-template <class T, int kSize, class Stashed, class GroupSum>
-__device__ Moments moments_on_chip(MomentSums<Compute<T>> sum, Compute<T> (&shift)[1], const Stashed& stash, int count,
-                                   double inverse_count, GroupSum& group_sum) {
-  using A = Compute<T>;
-  const auto of = [&](const MomentSums<A>& sums) {
-    double totals[2];
-    sums.totals(shift, totals);
-    group_sum(totals);
-    return Moments::of(totals, shift[0], inverse_count);
-  };
-  Moments moments = of(sum);
-  if constexpr (std::is_same_v<A, double>) {  // nothing wider to sum in: once more, about the mean
-    shift[0] = finite_or(moments.mean, 0.0);
-    MomentSums<A> again;
-    for (int i = 0; i < count; ++i) {
-      A v[1][kSize];
-      stash.read(i, v[0]);
-      again.add(v, kSize);
-    }
-    moments = of(again);
-  }
-  return moments;
-}
-
 template <class T, int kSize, int kThreads, bool kCluster>
 __global__ void __launch_bounds__(kThreads, kGroupBlocks<T, kThreads>)
     group_norm_forward_onchip_kernel(const GroupNormForward op, const PlaneSlices slices, const GroupPlanes planes,

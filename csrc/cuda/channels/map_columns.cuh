@@ -1,7 +1,7 @@
 // map_columns.cuh -- elementwise maps over the columns of channels.
 #pragma once
 #include "cuda/channels/columns.cuh"
-#include "cuda/channels/planes.cuh"
+#include "cuda/channels/maps.cuh"
 
 namespace normext::cuda {
 

@@ -1,12 +1,11 @@
 // planes.cuh -- sums and elementwise maps over [batch, channels, plane], one channel at a time: see plane_walk.cuh.
 #pragma once
+#include "cuda/channels/maps.cuh"
+#include "cuda/elements/launch.cuh"
 #include "cuda/elements/plane_walk.cuh"
 #include "cuda/elements/reduce.cuh"
 
 namespace normext::cuda {
-
-template <class T, class Map>
-using InputsOf = Inputs<T, Map::kInputs, Map::kOptional>;
 
 // partials[channel][slice] = the sums over a slice. coefficients(channel, k) gives a Sum what it starts from.
 template <class T, class Sum, int kSize, class In, class Coefficients>
@@ -29,36 +28,6 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 #pragma unroll
     for (int i = 0; i < Sum::kSums; ++i) partials[blockIdx.x * int64_t{Sum::kSums} + i] = totals[i];
   }
-}
-
-// output[offset] = Map(in, k(i)), for element i of a vector of each input. Maps take elements one by one, or, with what
-// they know at run time only, a vector at once, of which they may store something beside.
-template <class T, int kSize, class Map, class K>
-__device__ void map_vector(const Map& map, const Vector<T, kSize> (&in)[Map::kInputs], T* output, int64_t offset,
-                           const K& k) {
-  Compute<T> out[kSize];
-  if constexpr (Map::kOfVectors) {
-    Compute<T> x[Map::kInputs][kSize];
-#pragma unroll
-    for (int j = 0; j < Map::kInputs; ++j) {
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) x[j][i] = in[j][i];
-    }
-    map.apply(x, k, out);
-    if constexpr (requires { map.beside; }) {
-      if (map.beside) store_vector(map.beside + offset, x[0]);
-      if (!output) return;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      Compute<T> x[Map::kInputs];
-#pragma unroll
-      for (int j = 0; j < Map::kInputs; ++j) x[j] = in[j][i];
-      out[i] = Map::apply(x, k(i));
-    }
-  }
-  store_vector(output + offset, out);
 }
 
 // output = Map(inputs, k), with a channel's coefficients k. The last slices come first: the sums have just read them.
@@ -92,13 +61,33 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
   }
 }
 
-// ------------------------------------------------------------------------------------------------ launch configuration
+// ------------------------------------------------------------------------------------------------ launches
 // Slices so that there are some blocks for every SM, and each thread of them has several tiles to go through.
 inline unsigned plane_slices(const Planes& planes, int sm_count) {
   constexpr int64_t kLeast = 16384;  // elements
   const int64_t wanted = (16 * int64_t{sm_count} + planes.channels - 1) / planes.channels;
   const int64_t most = (planes.elements() + kLeast - 1) / kLeast;
   return static_cast<unsigned>(wanted < most ? wanted : most);
+}
+
+// Sums over `slices` slices of every channel: sum_planes_kernel's partials.
+template <class T, class Sum, int kSize, class In, class Coefficients>
+double* launch_sum_planes(const Planes& planes, unsigned slices, Run& run, const In& inputs,
+                          const Coefficients& coefficients) {
+  double* const partials = run.take<double>(planes.channels * slices * Sum::kSums);
+  run.launch(sum_planes_kernel<T, Sum, kSize, In, Coefficients>,
+             {.grid = grid_of(planes.channels * slices), .block = kPlaneThreads},
+             PlaneSlices(planes, kSize, kPlaneThreads, slices), inputs, coefficients, partials);
+  return partials;
+}
+
+template <class T, class Map, int kSize, class Coefficients>
+void launch_map_planes(const Planes& planes, Run& run, const InputsOf<T, Map>& inputs, T* output,
+                       const Coefficients& coefficients, const Map& map) {
+  const PlaneSlices slices(planes, kSize, kPlaneThreads, plane_slices(planes, run.device.sm_count));
+  run.launch(map_planes_kernel<T, Map, kSize, Coefficients>,
+             {.grid = grid_of(planes.channels * slices.slices), .block = kPlaneThreads}, slices, inputs, output,
+             coefficients, map);
 }
 
 }  // namespace normext::cuda

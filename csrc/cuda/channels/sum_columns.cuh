@@ -3,7 +3,6 @@
 #pragma once
 #include "cuda/channels/column_sums.cuh"
 #include "cuda/channels/columns.cuh"
-#include "cuda/channels/planes.cuh"
 #include "cuda/elements/reduce.cuh"
 
 namespace normext::cuda {
