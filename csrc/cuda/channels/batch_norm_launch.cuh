@@ -24,7 +24,7 @@ void launch_map(const ChannelNormShape& shape, Run& run, const InputsOf<T, Map>&
   const Columns columns = columns_of<T>(shape);
   const int of_columns = access_size<T>(columns.width, aligned), of_planes = access_size<T>(shape.plane, aligned);
   const bool as_samples =
-      columns.width <= kMostColumns && (shape.plane < kShortPlane || (of_planes == 1 && shape.batch >= kFewSamples));
+      columns.width <= Divisor::kMost && (shape.plane < kShortPlane || (of_planes == 1 && shape.batch >= kFewSamples));
   if (channels_innermost(shape) || (as_samples && of_columns > 1)) {
     with_access_size<T>(columns.width, aligned, [&]<int kSize>() {
       const auto how = column_launch(columns, kSize, kMapColumnThreads, 4, kMapColumnBlocks<Map>, run.device.sm_count);
@@ -48,7 +48,7 @@ template <class T>
 bool sums_by_columns(const ChannelNormShape& shape, bool aligned, int sm_count) {
   if (channels_innermost(shape)) return true;
   const int64_t sample = shape.channels * shape.plane, bytes = shape.batch * sample * static_cast<int64_t>(sizeof(T));
-  return shape.batch >= kManySamples && bytes >= kSmallShare * sm_count && sample <= kMostColumns &&
+  return shape.batch >= kManySamples && bytes >= kSmallShare * sm_count && sample <= Divisor::kMost &&
          access_size<T>(shape.plane, aligned) == 1 && access_size<T>(sample, aligned) > 1;
 }
 

@@ -11,10 +11,10 @@
 
 namespace normext::cuda {
 
-// n / divisor for n up to kMostColumns, by a multiplication: divisions cost the device dear, so this is made on the
-// host.
+// n / divisor for n up to kMost, by a multiplication: divisions cost the device dear, so this is made on the host.
 class Divisor {
  public:
+  static constexpr int64_t kMost = 0x7fffffff;
   const int64_t value;
 
   explicit Divisor(int64_t divisor) : value(divisor) {
@@ -22,17 +22,15 @@ class Divisor {
     factor_ = ((uint64_t{1} << (31 + log_)) + divisor - 1) / divisor;
   }
   __device__ int64_t divide(int64_t n) const { return static_cast<int64_t>((n * factor_) >> (31 + log_)); }
-  __device__ int64_t divide_any(int64_t n) const { return n <= 0x7fffffff ? divide(n) : n / value; }
+  __device__ int64_t divide_any(int64_t n) const { return n <= kMost ? divide(n) : n / value; }
 
  private:
   uint64_t factor_ = 0;
   unsigned log_ = 0;
 };
 
-constexpr int64_t kMostColumns = 0x7fffffff;
-
-// Column c is in group c / inner, of the channel of that number modulo the channels. There are at most kMostColumns of
-// them, or as many as there are channels.
+// Column c is in group c / inner, of the channel of that number modulo the channels. There are at most Divisor::kMost
+// of them, or as many as there are channels.
 struct Columns {
   int64_t rows, width;  // the tensor, row after row
   Divisor channels, inner;

@@ -33,7 +33,7 @@ Columns columns_of(const ChannelNormShape& shape) {
   if (!channels_innermost(shape))
     return {shape.batch, shape.channels * shape.plane, Divisor(shape.channels), Divisor(shape.plane)};
   const int64_t several = shape.channels / std::gcd(shape.channels, int64_t{kVec<T>}) * kVec<T>;
-  const int64_t width = elements % several == 0 && several <= kMostColumns ? several : shape.channels;
+  const int64_t width = elements % several == 0 && several <= Divisor::kMost ? several : shape.channels;
   return {elements / width, width, Divisor(shape.channels), Divisor(1)};
 }
 
