@@ -175,7 +175,7 @@ class Channels {
     ColumnBlock rows = columns(block, 0, samples);  // of a matrix with whole / samples rows in each of its own
     rows.width *= whole / samples;
     rows.total = samples * rows.width;
-    reduce_columns(WideMomentSums<T>(), {x + begin * width_}, rows, shift, sums);
+    ColumnSums<WideMomentSums<T>, T>({}, {x + begin * width_}, rows, shift, sums).add_all();
     collect(block, sums[0], [&](int64_t channel, double total) {
       values[channel] = static_cast<Scalar<T>>(total / static_cast<double>(samples * own));
     });
@@ -199,7 +199,7 @@ class Channels {
       ColumnTable<double> sums[Sum::kSums];
       if constexpr (!Sum::kDot) expand(block, coefficients, k);
       clear(block, sums);
-      reduce_columns(none, in, columns(block, begin, end), k, sums);
+      ColumnSums<Sum, T>(none, in, columns(block, begin, end), k, sums).add_all();
       for (int i = 0; i < Sum::kSums; ++i)
         collect(block, sums[i], [&, to = totals[i]](int64_t channel, double total) { to[channel] = total; });
     }

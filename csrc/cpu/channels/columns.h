@@ -42,58 +42,88 @@ inline double sum_of(const double* p, int64_t count) {
   return sum(total);
 }
 
-// Adds Sum (sums.h) over each column to its totals: copies of `none`, a sum of nothing. Coefficients and totals are
-// indexed from the block's first column. Of half types, some short sums are added up as they are before they go to the
-// totals.
+// Sum (sums.h) over each column of a block, added to its totals. Coefficients and totals are indexed from the block's
+// first column. Of half types, some short sums are added up as they are before they go to the totals.
 template <class Sum, class T>
-void reduce_columns(const Sum none, const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
-                    const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],
-                    ColumnTable<double> (&totals)[Sum::kSums]) {
-  const Inputs<T, Sum::kInputs> inputs(in);
-  ColumnTable<float> parts[Sum::kSums];
-  if constexpr (kInParts<Sum, T>)
-    for (auto& part : parts) std::fill_n(part.at, block.size() + part.kRoom, 0);
-  const auto add = [&](int64_t at, const Sum& sum) NORMEXT_INLINE {
+class ColumnSums {
+ public:
+  ColumnSums(const Sum& none, const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
+             const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],
+             ColumnTable<double> (&totals)[Sum::kSums])
+      : none_(none), in_(in), inputs_(in), block_(block), coefficients_(coefficients), totals_(totals) {
+    if constexpr (kInParts<Sum, T>)
+      for (auto& part : parts_) std::fill_n(part.at, block.size() + part.kRoom, 0);
+  }
+
+  void add_all() {
+    const bool cut_short = columns_of(block_.row_end - 1) < block_.size();
+    const int64_t whole_end = block_.row_end - cut_short;
+    for (int64_t row = block_.row; row < whole_end;) {
+      const int64_t stop = std::min(whole_end, row + kPartsAtOnce * kRowsAtOnce);
+      for (; row + kRowsAtOnce <= stop; row += kRowsAtOnce) add_rows(row, Rows<kRowsAtOnce>{});
+      if (row < stop) add_rows(row, stop - row);
+      row = stop;
+      flush(block_.size());
+    }
+    if (!cut_short) return;
+    add_rows(whole_end, Rows<1>{});
+    flush(columns_of(whole_end));
+  }
+
+ private:
+  template <int64_t kCount>
+  using Rows = std::integral_constant<int64_t, kCount>;
+
+  int64_t columns_of(int64_t row) const { return block_.row_columns_end(row) - block_.column; }
+
+  // `rows`: a number, or one of Rows.
+  template <class Count>
+  void add_rows(int64_t row, Count rows) {
+    const int64_t begin = row * block_.width + block_.column, columns = columns_of(row + rows - 1);
+    if constexpr (Sum::kDot) {
+      int64_t at = 0;
+      for (; at + kPairLanes <= columns; at += kPairLanes) add_pair(begin, rows, at, kPairLanes);
+      if (at < columns) add_pair(begin, rows, at, columns - at);
+    } else {
+      for_vectors_once(0, columns, [&](int64_t at, int64_t count) NORMEXT_INLINE { add_one(begin, rows, at, count); });
+    }
+  }
+  // The columns of one vector, or of a pair of them, in rows the first of which begins at `begin`.
+  template <class Count>
+  NORMEXT_INLINE void add_one(int64_t begin, Count rows, int64_t at, int64_t count) {
+    Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
+    for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = load(coefficients_[i].at + at);
+    Sum sum = none_;
+    for (int64_t r = 0; r < rows; ++r) {
+      inputs_(begin + at + r * block_.width, count, x);
+      inputs_.prefetch(begin + at + (r + kRowsAtOnce) * block_.width);
+      sum.add(x, k, {0, count});
+    }
+    add(at, sum);
+  }
+  template <class Count>
+  NORMEXT_INLINE void add_pair(int64_t begin, Count rows, int64_t at, int64_t count) {
+    Sum evens, odds;
+    add_dot_rows(in_, begin + at, block_.width, rows, count, evens, odds);
+    add(at, evens);
+    add(at + kLanes, odds);
+  }
+  NORMEXT_INLINE void add(int64_t at, const Sum& sum) {
     for (int i = 0; i < Sum::kSums; ++i) {
       if constexpr (kInParts<Sum, T>)
-        store(parts[i].at + at, load(parts[i].at + at) + sum.sums[i]);
+        store(parts_[i].at + at, load(parts_[i].at + at) + sum.sums[i]);
       else
-        store(totals[i].at + at, load(totals[i].at + at) + widen(sum.sums[i]));
+        store(totals_[i].at + at, load(totals_[i].at + at) + widen(sum.sums[i]));
     }
-  };
-  const auto columns_of = [&](int64_t row) { return block.row_columns_end(row) - block.column; };
-  const auto add_rows = [&](int64_t row, auto rows) {
-    const int64_t begin = row * block.width + block.column, columns = columns_of(row + rows - 1);
-    if constexpr (Sum::kDot) {
-      const auto add_pair = [&](int64_t at, int64_t count) NORMEXT_INLINE {
-        Sum evens, odds;
-        add_dot_rows(in, begin + at, block.width, rows, count, evens, odds);
-        add(at, evens);
-        add(at + kLanes, odds);
-      };
-      int64_t at = 0;
-      for (; at + kPairLanes <= columns; at += kPairLanes) add_pair(at, kPairLanes);
-      if (at < columns) add_pair(at, columns - at);
-    } else {
-      for_vectors_once(0, columns, [&](int64_t at, int64_t count) NORMEXT_INLINE {
-        Vector<T> k[Sum::kCoefficients], x[Sum::kInputs];
-        for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = load(coefficients[i].at + at);
-        Sum sum = none;
-        for (int64_t r = 0; r < rows; ++r) {
-          inputs(begin + at + r * block.width, count, x);
-          inputs.prefetch(begin + at + (r + kRowsAtOnce) * block.width);
-          sum.add(x, k, {0, count});
-        }
-        add(at, sum);
-      });
-    }
-  };
-  const auto flush = [&](int64_t columns) {
+  }
+
+  // From the parts to the totals.
+  void flush(int64_t columns) {
     if (!kInParts<Sum, T>) return;
     for (int i = 0; i < Sum::kSums; ++i) {
       for (int64_t at = 0; at < columns; at += 2 * kLanes) {
-        float* const part = parts[i].at + at;
-        double* const to = totals[i].at + at;
+        float* const part = parts_[i].at + at;
+        double* const to = totals_[i].at + at;
         Floats first = load(part), second = load(part + kLanes);
         if constexpr (Sum::kDot) put_in_order(first, second);
         store(to, load(to) + widen(first));
@@ -101,20 +131,16 @@ void reduce_columns(const Sum none, const T* const (&in)[Sum::kInputs], const Co
         std::fill_n(part, 2 * kLanes, 0);
       }
     }
-  };
-  const bool cut_short = columns_of(block.row_end - 1) < block.size();
-  const int64_t whole_end = block.row_end - cut_short;
-  for (int64_t row = block.row; row < whole_end;) {
-    const int64_t stop = std::min(whole_end, row + kPartsAtOnce * kRowsAtOnce);
-    for (; row + kRowsAtOnce <= stop; row += kRowsAtOnce) add_rows(row, std::integral_constant<int64_t, kRowsAtOnce>{});
-    if (row < stop) add_rows(row, stop - row);
-    row = stop;
-    flush(block.size());
   }
-  if (!cut_short) return;
-  add_rows(whole_end, std::integral_constant<int64_t, 1>{});
-  flush(columns_of(whole_end));
-}
+
+  const Sum none_;  // a sum of nothing
+  const T* const (&in_)[Sum::kInputs];
+  const Inputs<T, Sum::kInputs> inputs_;
+  const ColumnBlock block_;
+  const ColumnTable<Scalar<T>> (&coefficients_)[Sum::kCoefficients];
+  ColumnTable<double> (&totals_)[Sum::kSums];
+  ColumnTable<float> parts_[Sum::kSums];
+};
 
 // out = map.apply(in, coefficients), element by element, in the order of memory: fetching coefficients anew for every
 // vector costs less than writing to several places at once. The coefficients' tables go on beyond the block's last

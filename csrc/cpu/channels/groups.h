@@ -231,7 +231,7 @@ class Groups {
       ColumnTable<double> sums[Sum::kSums];
       if constexpr (!Sum::kDot) expand(channel, end, coefficients, k);
       for (auto& table : sums) std::fill_n(table.at, block.size() + table.kRoom, 0);
-      reduce_columns(none, from.at, block, k, sums);
+      ColumnSums<Sum, T>(none, from.at, block, k, sums).add_all();
       for (int i = 0; i < Sum::kSums; ++i)
         for (int64_t c = channel; c < end; ++c)
           totals[i][unit * channels_ + c] = sum_of(sums[i].at + (c - channel) * channel_columns_, channel_columns_);
