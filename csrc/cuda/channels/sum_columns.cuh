@@ -138,6 +138,73 @@ __device__ void add_row(const In& inputs, const Vector<T, kSize> (&row)[Sum::kIn
   }
 }
 
+// Sums of a thread's columns begin with the first tile, in which the first row stands for those that there are not.
+template <class T, class Sum, int kSize, class Stage>
+__device__ void start_sums(const Stage& stage, int rows, Vector<T, kSize> (&tile)[Sum::kTile][Sum::kInputs],
+                           Sum (&sums)[kSize]) {
+  using A = Compute<T>;
+  A k[kSize][Sum::kCoefficients];
+  stage.read(k);
+#pragma unroll
+  for (int t = 1; t < Sum::kTile; ++t) {
+    if (t < rows) continue;
+#pragma unroll
+    for (int j = 0; j < Sum::kInputs; ++j) tile[t][j] = tile[0][j];
+  }
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    A values[Sum::kInputs][Sum::kTile];
+#pragma unroll
+    for (int t = 0; t < Sum::kTile; ++t) {
+#pragma unroll
+      for (int j = 0; j < Sum::kInputs; ++j) values[j][t] = tile[t][j][i];
+    }
+    sums[i].start(k[i], values);
+  }
+}
+
+// Adds the sums to the totals. Returns a bit for each column that must be counted again.
+template <class Sum, int kSize>
+__device__ unsigned take_sums(Sum (&sums)[kSize], const ColumnTotals<Sum::kSums, kSize>& totals) {
+  unsigned again = 0;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    double taken[Sum::kSums];
+    if (!sums[i].take(taken)) again |= 1u << i;
+    totals.add(i, taken);
+  }
+  return again;
+}
+
+// Counts them again: `rows` of them, the first at `x`, `step` apart.
+template <class T, class Sum, int kSize>
+__device__ void recount(unsigned again, const T* x, int64_t step, int rows, const Sum (&sums)[kSize],
+                        const ColumnTotals<Sum::kSums, kSize>& totals) {
+#pragma unroll 1
+  for (int i = 0; again >> i; ++i) {
+    if (!(again >> i & 1)) continue;
+    Sum sum;
+#pragma unroll
+    for (int c = 0; c < kSize; ++c) sum = c == i ? sums[c] : sum;
+    double recounted[Sum::kSums] = {};
+#pragma unroll 1
+    for (int r = 0; r < rows; ++r) sum.recount({widen(__ldg(x + r * step + i))}, recounted);
+    totals.add(i, recounted);
+  }
+}
+
+// Makes the totals those about the shift that all threads agree on.
+template <class T, class Sum, int kSize, class Stage>
+__device__ void finish_sums(const Stage& stage, int rows, const Sum (&sums)[kSize],
+                            const ColumnTotals<Sum::kSums, kSize>& totals) {
+  Compute<T> k[kSize][Sum::kCoefficients];
+  stage.read(k);
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    totals.change(i, [&](double (&of_column)[Sum::kSums]) { sums[i].finish(k[i], rows, of_column); });
+  }
+}
+
 // partials[group][piece][slice] = the sums over slice blockIdx.y of the rows, and over those columns of a group that a
 // block has: the group's pieces are those blocks, one after the other.
 template <class T, class Sum, int kSize, class Matrix, class In, class Coefficients>
@@ -145,10 +212,10 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
     sum_columns_kernel(const Matrix columns, const int64_t slice_rows, const unsigned pieces, const In inputs,
                        const Coefficients coefficients, double* partials) {
   follow();
-  constexpr int kTile = Sum::kTile, kSums = Sum::kSums, kBetween = kRowsBetween<T, kTile>;
+  constexpr int kTile = Sum::kTile, kBetween = kRowsBetween<T, kTile>;
   using A = Compute<T>;
   using Staged = ColumnCoefficients<A, kSize, Sum::kCoefficients>;
-  using Totals = ColumnTotals<kSums, kSize>;
+  using Totals = ColumnTotals<Sum::kSums, kSize>;
   SHARED_ARRAY(double, shared, Totals::kSharedValues);
   SHARED_ARRAY(uint4, staged, Staged::kSharedVectors);
   const ColumnPlace<kSize> place(columns, slice_rows, blockIdx.x, blockIdx.y);
@@ -176,26 +243,7 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
   totals.clear();
   __syncthreads();
   Sum sums[kSize];
-  if (place.rows > 0) {
-    A k[kSize][Sum::kCoefficients];
-    stage.read(k);
-#pragma unroll
-    for (int t = 1; t < kTile; ++t) {
-      if (t < place.rows) continue;
-#pragma unroll
-      for (int j = 0; j < Sum::kInputs; ++j) tile[t][j] = tile[0][j];
-    }
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      A values[Sum::kInputs][kTile];
-#pragma unroll
-      for (int t = 0; t < kTile; ++t) {
-#pragma unroll
-        for (int j = 0; j < Sum::kInputs; ++j) values[j][t] = tile[t][j][i];
-      }
-      sums[i].start(k[i], values);
-    }
-  }
+  if (place.rows > 0) start_sums<T>(stage, place.rows, tile, sums);
 
   while (done < place.rows) {
 #pragma unroll
@@ -207,40 +255,15 @@ __global__ void __launch_bounds__(kSumColumnThreads, kSumColumnBlocks<Sum, kSize
     fetch();
     if (done % kBetween != 0 && done < place.rows) continue;
 
-    unsigned again = 0;  // a bit for each column
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      double taken_now[kSums];
-      if (!sums[i].take(taken_now)) again |= 1u << i;
-      totals.add(i, taken_now);
-    }
+    const unsigned again = take_sums(sums, totals);
     if constexpr (Sum::kRecounts) {
       const int taken = (done - kTile) / kBetween * kBetween;  // before, of the rows
-#pragma unroll 1
-      for (int i = 0; again >> i; ++i) {
-        if (!(again >> i & 1)) continue;
-        Sum sum;
-#pragma unroll
-        for (int c = 0; c < kSize; ++c) sum = c == i ? sums[c] : sum;
-        double recounted[kSums] = {};
-#pragma unroll 1
-        for (int r = taken; r < min(done, place.rows); ++r) {
-          const int64_t row = at - (done + kTile - r) * place.step;
-          sum.recount({widen(__ldg(inputs.arrays[0] + row + i))}, recounted);
-        }
-        totals.add(i, recounted);
-      }
+      const T* const x = inputs.arrays[0] + at - (done + kTile - taken) * place.step;
+      recount(again, x, place.step, min(done, place.rows) - taken, sums, totals);
     }
   }
 
-  if constexpr (Sum::kOwnShift) {
-    A k[kSize][Sum::kCoefficients];
-    stage.read(k);
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      totals.change(i, [&](double (&of_column)[kSums]) { sums[i].finish(k[i], place.rows, of_column); });
-    }
-  }
+  if constexpr (Sum::kOwnShift) finish_sums<T>(stage, place.rows, sums, totals);
   totals.store(columns, place, pieces, partials);
 }
 
