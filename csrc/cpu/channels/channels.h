@@ -175,7 +175,7 @@ class Channels {
     ColumnBlock rows = columns(block, 0, samples);  // of a matrix with whole / samples rows in each of its own
     rows.width *= whole / samples;
     rows.total = samples * rows.width;
-    ColumnSums<WideMomentSums<T>, T>({}, {x + begin * width_}, rows, shift, sums).add_all();
+    ColumnSums<WideMomentSums<T>, Inputs<T, 1>>({}, Inputs<T, 1>({x + begin * width_}), rows, shift, sums).add_all();
     collect(block, sums[0], [&](int64_t channel, double total) {
       values[channel] = static_cast<Scalar<T>>(total / static_cast<double>(samples * own));
     });
@@ -199,7 +199,8 @@ class Channels {
       ColumnTable<double> sums[Sum::kSums];
       if constexpr (!Sum::kDot) expand(block, coefficients, k);
       clear(block, sums);
-      ColumnSums<Sum, T>(none, in, columns(block, begin, end), k, sums).add_all();
+      using From = Inputs<T, Sum::kInputs>;
+      ColumnSums<Sum, From>(none, From(in), columns(block, begin, end), k, sums).add_all();
       for (int i = 0; i < Sum::kSums; ++i)
         collect(block, sums[i], [&, to = totals[i]](int64_t channel, double total) { to[channel] = total; });
     }
@@ -211,10 +212,11 @@ class Channels {
     const int64_t begin = map_begin(slice), end = map_begin(slice + 1), ahead = ask_ahead_ ? kAskAhead<T> : 0;
     with_streaming<Map, T>(stream_, [&](auto streams) {
       if (by_planes_)
-        return map_planes(map, in, out, planes(block, begin, end), coefficients, streams, ahead, NoSums{});
+        return map_planes(map, Inputs<T, Map::kInputs>(in), out, planes(block, begin, end), coefficients, streams,
+                          ahead, NoSums{});
       ColumnTable<Scalar<T>> k[Map::kCoefficients];
       expand(block, coefficients, k);
-      map_columns(map, in, out, columns(block, begin, end), k, streams, ahead);
+      map_columns(map, Inputs<T, Map::kInputs>(in), out, columns(block, begin, end), k, streams, ahead);
     });
   }
 
@@ -229,7 +231,7 @@ class Channels {
     const auto both = [&]<int64_t kAhead>(auto streams) {
       PlaneSums<Sum, kAhead, T> sums(none, in, planes(block + 1, begin, end), sum_coefficients);
       const NextSums<PlaneSums<Sum, kAhead, T>> next{sums, block_channels_, block_channels_ * plane_};
-      map_planes(map, in, out, planes(block, begin, end), coefficients, streams, 0, next);
+      map_planes(map, Inputs<T, Map::kInputs>(in), out, planes(block, begin, end), coefficients, streams, 0, next);
       collect(sums, totals);
     };
     if (stream_)

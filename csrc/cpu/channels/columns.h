@@ -43,14 +43,17 @@ inline double sum_of(const double* p, int64_t count) {
 }
 
 // Sum (sums.h) over each column of a block, added to its totals. Coefficients and totals are indexed from the block's
-// first column. Of half types, some short sums are added up as they are before they go to the totals.
-template <class Sum, class T>
+// first column. Of half types, some short sums are added up as they are before they go to the totals. Inputs as in
+// short_sum.
+template <class Sum, class Inputs>
 class ColumnSums {
+  using T = typename Inputs::Element;
+
  public:
-  ColumnSums(const Sum& none, const T* const (&in)[Sum::kInputs], const ColumnBlock& block,
+  ColumnSums(const Sum& none, const Inputs& inputs, const ColumnBlock& block,
              const ColumnTable<Scalar<T>> (&coefficients)[Sum::kCoefficients],
              ColumnTable<double> (&totals)[Sum::kSums])
-      : none_(none), in_(in), inputs_(in), block_(block), coefficients_(coefficients), totals_(totals) {
+      : none_(none), inputs_(inputs), block_(block), coefficients_(coefficients), totals_(totals) {
     if constexpr (kInParts<Sum, T>)
       for (auto& part : parts_) std::fill_n(part.at, block.size() + part.kRoom, 0);
   }
@@ -95,16 +98,18 @@ class ColumnSums {
     for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = load(coefficients_[i].at + at);
     Sum sum = none_;
     for (int64_t r = 0; r < rows; ++r) {
-      inputs_(begin + at + r * block_.width, count, x);
-      inputs_.prefetch(begin + at + (r + kRowsAtOnce) * block_.width);
+      const int64_t from = begin + at + r * block_.width;
+      inputs_(from, count, x);
+      inputs_.prefetch(from + kRowsAtOnce * block_.width);
       sum.add(x, k, {0, count});
+      if constexpr (requires { inputs_.keep(from, count, x); }) inputs_.keep(from, count, x);
     }
     add(at, sum);
   }
   template <class Count>
   NORMEXT_INLINE void add_pair(int64_t begin, Count rows, int64_t at, int64_t count) {
     Sum evens, odds;
-    add_dot_rows(in_, begin + at, block_.width, rows, count, evens, odds);
+    add_dot_rows(inputs_.from, begin + at, block_.width, rows, count, evens, odds);
     add(at, evens);
     add(at + kLanes, odds);
   }
@@ -134,8 +139,7 @@ class ColumnSums {
   }
 
   const Sum none_;  // a sum of nothing
-  const T* const (&in_)[Sum::kInputs];
-  const Inputs<T, Sum::kInputs> inputs_;
+  const Inputs inputs_;
   const ColumnBlock block_;
   const ColumnTable<Scalar<T>> (&coefficients_)[Sum::kCoefficients];
   ColumnTable<double> (&totals_)[Sum::kSums];
@@ -146,11 +150,10 @@ class ColumnSums {
 // vector costs less than writing to several places at once. The coefficients' tables go on beyond the block's last
 // column with its first ones, so that a vector may span two rows: whole rows are streamed as one. If `ahead` is not 0,
 // it asks for what lies so many elements ahead. `streams` as in map_vectors.
-template <class Map, class T, class Streams>
-[[gnu::noinline]] void map_columns(const Map map, const T* const (&in)[Map::kInputs], T* out, const ColumnBlock& block,
+template <class Map, class Inputs, class T, class Streams>
+[[gnu::noinline]] void map_columns(const Map map, const Inputs inputs, T* out, const ColumnBlock& block,
                                    const ColumnTable<Scalar<T>> (&coefficients)[Map::kCoefficients], Streams streams,
                                    int64_t ahead) {
-  const Inputs<T, Map::kInputs> inputs(in);
   const auto apply = [&](int64_t at, int64_t column, int64_t count) NORMEXT_INLINE {
     Vector<T> k[Map::kCoefficients], x[Map::kInputs];
     for (int i = 0; i < Map::kCoefficients; ++i) k[i] = load(coefficients[i].at + column);

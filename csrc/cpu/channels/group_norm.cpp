@@ -3,6 +3,7 @@
 // layout; groups.h knows how channels_last data and planes are cut and walked.
 #include "cpu/channels/arrays.h"
 #include "cpu/channels/groups.h"
+#include "cpu/channels/kept.h"
 #include "cpu/channels/maps.h"
 #include "cpu/kernel.h"
 #include "ops/channel_norm.h"
@@ -18,7 +19,7 @@ class GroupForward {
   GroupForward(const GroupNormForward& op, const ChannelParameters<S>& parameters, int threads)
       : op_(op),
         parameters_(parameters),
-        in_{static_cast<const T*>(op.input)},
+        in_({static_cast<const T*>(op.input)}),
         groups_(op.shape, op.groups, threads, 1, sizeof(T)),
         channels_(groups_.item_channels()),
         shifts_(groups_.slots() * channels_),
@@ -47,10 +48,10 @@ class GroupForward {
     return shifts_[0][slot * channels_ + group * groups_.group_channels()];
   }
   void shift_to_samples(int64_t item, int64_t slot) const {
-    set_shifts(slot, [&](int64_t group) { return groups_.sample(item, group, in_[0]); });
+    set_shifts(slot, [&](int64_t group) { return groups_.sample(item, group, in_.from[0]); });
   }
   void shift_to_elements(int64_t item, int64_t slot) const {
-    set_shifts(slot, [&](int64_t group) { return load_one(in_[0] + groups_.first_element(item, group)); });
+    set_shifts(slot, [&](int64_t group) { return load_one(in_.from[0] + groups_.first_element(item, group)); });
   }
   void choose_shift(int64_t item, int64_t slot) const {
     if (wide()) return shift_to_elements(item, slot);
@@ -135,7 +136,7 @@ class GroupForward {
 
   const GroupNormForward& op_;
   const ChannelParameters<S>& parameters_;
-  const T* const in_[1];
+  const Inputs<T, 1> in_;
   const Groups groups_;
   const int64_t channels_;  // of an item
   const ChannelArrays<S, 1> shifts_;
@@ -152,8 +153,10 @@ class GroupBackward {
   GroupBackward(const GroupNormBackward& op, const ChannelParameters<S>& parameters, int threads)
       : op_(op),
         parameters_(parameters),
-        in_{static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input)},
+        in_({static_cast<const T*>(op.grad_output), static_cast<const T*>(op.input)}),
         groups_(op.shape, op.groups, threads, 2, sizeof(T)),
+        kept_elements_(keeps() ? groups_.kept_elements(kKept / sizeof(S)) : 0),
+        kept_(groups_.slots() * kept_elements_),
         channels_(groups_.item_channels()),
         sums_(groups_.slots() * groups_.partials()),
         coefficients_(groups_.slots() * channels_),
@@ -200,6 +203,9 @@ class GroupBackward {
     std::copy_n(parameters_.bias + first, channels_, k.at[3]);
   }
   bool activates() const { return op_.activation.kind != Activation::Kind::none; }
+  // Only SiLU's gradient is dear enough to compute: beyond the caches, keeping that of the others loses.
+  bool keeps() const { return op_.activation.kind == Activation::Kind::silu && op_.grad_input; }
+  S* kept(int64_t slot) const { return kept_elements_ ? kept_ + slot * kept_elements_ : nullptr; }
   S mean(int64_t item, int64_t group) const {
     return static_cast<const S*>(op_.mean)[groups_.first_group(item) + group];
   }
@@ -208,14 +214,16 @@ class GroupBackward {
   }
 
   void sum(int64_t item, int64_t slot, int64_t unit) const {
-    activates() ? sum_by(GradientSumsThrough<T>(Activate<T>(op_.activation)), item, slot, unit)
-                : sum_by(GradientSums<T>(), item, slot, unit);
+    if (activates())
+      sum_by(GradientSumsThrough<T>(Activate<T>(op_.activation)), item, slot, unit, KeepingInputs<T>(in_, kept(slot)));
+    else
+      sum_by(GradientSums<T>(), item, slot, unit, in_);
   }
-  template <class Sum>
-  void sum_by(const Sum& none, int64_t item, int64_t slot, int64_t unit) const {
+  template <class Sum, class Inputs>
+  void sum_by(const Sum& none, int64_t item, int64_t slot, int64_t unit, const Inputs& in) const {
     const auto totals = sums_.template first<3>(slot * groups_.partials());
     const auto k = coefficients_.template first_to_read<Sum::kCoefficients>(slot * channels_);
-    groups_.template reduce<false>(none, item, unit, in_, k.at, totals.at);
+    groups_.template reduce<false>(none, item, unit, in, k.at, totals.at);
   }
 
   // Adds an item's share of the parameters' gradients to those of a part, and finds the coefficients of its map.
@@ -254,24 +262,28 @@ class GroupBackward {
   }
 
   void map(int64_t item, int64_t slot, int64_t unit) const {
-    if (activates())
-      map_by(WeightedGradient<T, Activate<T>>{Activate<T>(op_.activation)}, item, slot, unit, coefficients_);
+    if (kept_elements_)  // the same to the bit as what computes g again: whether it is kept depends on the batch
+      map_by(WeightedGradient<T>(), item, slot, unit, coefficients_, KeptInputs<T>{kept(slot), in_.from[1]});
+    else if (activates())
+      map_by(WeightedGradient<T, Activate<T>>{Activate<T>(op_.activation)}, item, slot, unit, coefficients_, in_);
     else if (near_[3][slot * channels_] == 1)
-      map_by(GradientNearZero<T>(), item, slot, unit, near_);
+      map_by(GradientNearZero<T>(), item, slot, unit, near_, in_);
     else
-      map_by(WeightedGradient<T>(), item, slot, unit, coefficients_);
+      map_by(WeightedGradient<T>(), item, slot, unit, coefficients_, in_);
   }
-  template <class Map, int kArrays>
-  void map_by(const Map& map, int64_t item, int64_t slot, int64_t unit,
-              const ChannelArrays<S, kArrays>& coefficients) const {
+  template <class Map, int kArrays, class Inputs>
+  void map_by(const Map& map, int64_t item, int64_t slot, int64_t unit, const ChannelArrays<S, kArrays>& coefficients,
+              const Inputs& in) const {
     const auto k = coefficients.template first_to_read<Map::kCoefficients>(slot * channels_);
-    groups_.map(map, item, unit, in_, static_cast<T*>(op_.grad_input), k.at);
+    groups_.map(map, item, unit, in, static_cast<T*>(op_.grad_input), k.at);
   }
 
   const GroupNormBackward& op_;
   const ChannelParameters<S>& parameters_;
-  const T* const in_[2];
+  const Inputs<T, 2> in_;
   const Groups groups_;
+  const int64_t kept_elements_;             // of an item
+  const Scratch<S> kept_;                   // g, where an item is kept
   const int64_t channels_;                  // of an item
   const ChannelArrays<double, 3> sums_;     // of GradientSums, or GradientSumsThrough
   const ChannelArrays<S, 6> coefficients_;  // of WeightedGradient

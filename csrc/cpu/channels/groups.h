@@ -56,6 +56,11 @@ class Groups {
   int64_t first_group(int64_t item) const { return item * item_groups_; }
   int64_t first_channel(int64_t item) const { return item * item_groups_ * group_channels_ % channels_; }
   int64_t count() const { return group_channels_ * plane_; }
+  // An item's elements, if one thread sums and maps it whole and they are no more than `most`; 0 otherwise.
+  int64_t kept_elements(int64_t most) const {
+    const int64_t elements = item_groups_ * count();
+    return whole_items_ && elements <= most ? elements : 0;
+  }
   // Where a group of an item begins, or its first row does.
   int64_t first_element(int64_t item, int64_t group) const {
     return item * item_groups_ * count() + group * group_channels_ * (by_planes_ ? plane_ : channel_columns_);
@@ -123,14 +128,16 @@ class Groups {
   // Sum (sums.h) over a unit, added to copies of `none`, a sum of nothing: coefficients are those of an item's
   // channels, totals its partial sums. kWhole: a group has the same coefficients throughout, and only its total
   // matters.
-  template <bool kWhole, class Sum, class T>
-  void reduce(const Sum& none, int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
-              const Scalar<T>* const (&coefficients)[Sum::kCoefficients], double* const (&totals)[Sum::kSums]) const {
-    if (by_planes_)
-      ask_ahead_ ? reduce_planes<kWhole, kAskAhead<T>>(none, item, unit, in, coefficients, totals)
-                 : reduce_planes<kWhole, 0>(none, item, unit, in, coefficients, totals);
+  template <bool kWhole, class Sum, class Inputs, class S>
+  void reduce(const Sum& none, int64_t item, int64_t unit, const Inputs& in,
+              const S* const (&coefficients)[Sum::kCoefficients], double* const (&totals)[Sum::kSums]) const {
+    const int64_t first = first_element(item, 0);
+    if (!by_planes_) return reduce_matrix(none, unit, in.after(first), coefficients, totals);
+    if (ask_ahead_)
+      reduce_planes<kWhole>(none, unit, in.template after<kAskAhead<typename Inputs::Element>>(first), coefficients,
+                            totals);
     else
-      reduce_matrix(none, item, unit, in, coefficients, totals);
+      reduce_planes<kWhole>(none, unit, in.after(first), coefficients, totals);
   }
 
   // The sum of a group's partial sums, and that of one channel of the item.
@@ -153,18 +160,17 @@ class Groups {
   }
 
   // out = map.apply(in, coefficients) over a unit.
-  template <class Map, class T>
-  void map(const Map& map, int64_t item, int64_t unit, const T* const (&in)[Map::kInputs], T* out,
+  template <class Map, class Inputs, class T>
+  void map(const Map& map, int64_t item, int64_t unit, const Inputs& in, T* out,
            const Scalar<T>* const (&coefficients)[Map::kCoefficients]) const {
     const int64_t first = first_element(item, 0), ahead = stream_ ? kAskAhead<T> : 0;
-    const Pointers<Map::kInputs, T> from(in, first);
+    const auto inputs = in.after(first);
     with_streaming<Map, T>(stream_, [&](auto streams) {
-      if (by_planes_)
-        return map_planes(map, from.at, out + first, planes(unit), coefficients, streams, ahead, NoSums{});
+      if (by_planes_) return map_planes(map, inputs, out + first, planes(unit), coefficients, streams, ahead, NoSums{});
       for_blocks(unit, [&](int64_t channel, int64_t end, const ColumnBlock& block) {
         ColumnTable<Scalar<T>> k[Map::kCoefficients];
         expand(channel, end, coefficients, k);
-        map_columns(map, from.at, out + first, block, k, streams, ahead);
+        map_columns(map, inputs, out + first, block, k, streams, ahead);
       });
     });
   }
@@ -180,26 +186,16 @@ class Groups {
     return {group_channels_, plane_, 1, 0, 1, channel, std::min(group_channels_, channel + unit_channels_)};
   }
 
-  template <int kCount, class T>
-  struct Pointers {
-    const T* at[kCount];
-    Pointers(const T* const (&from)[kCount], int64_t offset) {
-      for (int i = 0; i < kCount; ++i) at[i] = from[i] + offset;
-    }
-  };
-
-  template <bool kWhole, int64_t kAhead, class Sum, class T>
-  void reduce_planes(const Sum& none, int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
-                     const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
-                     double* const (&totals)[Sum::kSums]) const {
-    const Pointers<Sum::kInputs, T> from(in, first_element(item, 0));
+  // in: from the item's first element on.
+  template <bool kWhole, class Sum, class Inputs, class S>
+  void reduce_planes(const Sum& none, int64_t unit, const Inputs& in,
+                     const S* const (&coefficients)[Sum::kCoefficients], double* const (&totals)[Sum::kSums]) const {
     const PlaneBlock block = planes(unit);
     const auto add = [&](int64_t channel, int64_t begin, int64_t end, int64_t to) {
-      Scalar<T> k[Sum::kCoefficients];
+      S k[Sum::kCoefficients];
       for (int i = 0; i < Sum::kCoefficients; ++i) k[i] = Sum::kDot ? 0 : coefficients[i][channel];
       Doubles sums[Sum::kSums] = {};
-      using From = Inputs<T, Sum::kInputs, kAhead>;
-      RunSums<Sum, T, From>(From(from.at), begin, end, k, sums, none).finish();
+      RunSums<Sum, S, Inputs>(in, begin, end, k, sums, none).finish();
       for (int i = 0; i < Sum::kSums; ++i) totals[i][to] = sum(sums[i]);
     };
     if (kWhole && pieces_ == 1) return add(0, block.channel * plane_, block.channel_end * plane_, unit);
@@ -221,17 +217,15 @@ class Groups {
     }
   }
 
-  template <class Sum, class T>
-  void reduce_matrix(const Sum& none, int64_t item, int64_t unit, const T* const (&in)[Sum::kInputs],
-                     const Scalar<T>* const (&coefficients)[Sum::kCoefficients],
-                     double* const (&totals)[Sum::kSums]) const {
-    const Pointers<Sum::kInputs, T> from(in, item * width_ * rows_);
+  template <class Sum, class Inputs, class S>
+  void reduce_matrix(const Sum& none, int64_t unit, const Inputs& in,
+                     const S* const (&coefficients)[Sum::kCoefficients], double* const (&totals)[Sum::kSums]) const {
     for_blocks(unit, [&](int64_t channel, int64_t end, const ColumnBlock& block) {
-      ColumnTable<Scalar<T>> k[Sum::kCoefficients];
+      ColumnTable<S> k[Sum::kCoefficients];
       ColumnTable<double> sums[Sum::kSums];
       if constexpr (!Sum::kDot) expand(channel, end, coefficients, k);
       for (auto& table : sums) std::fill_n(table.at, block.size() + table.kRoom, 0);
-      ColumnSums<Sum, T>(none, from.at, block, k, sums).add_all();
+      ColumnSums<Sum, Inputs>(none, in, block, k, sums).add_all();
       for (int i = 0; i < Sum::kSums; ++i)
         for (int64_t c = channel; c < end; ++c)
           totals[i][unit * channels_ + c] = sum_of(sums[i].at + (c - channel) * channel_columns_, channel_columns_);

@@ -58,7 +58,7 @@ struct GradientNearZero {
   }
 };
 
-// Sums of g, g * xhat and xhat, as GradientSums, for g = dy * activation'(z).
+// Sums of g, g * xhat and xhat, as GradientSums, for g = dy * activation'(z), which is left in the place of dy.
 template <class T>
 struct GradientSumsThrough : ShortSums<Vector<T>, 3> {
   static constexpr bool kDot = false;
@@ -67,10 +67,10 @@ struct GradientSumsThrough : ShortSums<Vector<T>, 3> {
 
   explicit GradientSumsThrough(const Activate<T>& activation = Activate<T>()) : activation(activation) {}
 
-  NORMEXT_INLINE void add(const Vector<T> (&in)[2], const Vector<T> (&k)[4], Lanes lanes = {}) {
+  NORMEXT_INLINE void add(Vector<T> (&in)[2], const Vector<T> (&k)[4], Lanes lanes = {}) {
     const Vector<T> normalized = (in[1] - k[0]) * k[1];
-    const Vector<T> g = keep(activation.gradient(in[0], fma(normalized, k[2], k[3])), lanes);
-    const Vector<T> xhat = keep(normalized, lanes);
+    in[0] = activation.gradient(in[0], fma(normalized, k[2], k[3]));
+    const Vector<T> g = keep(in[0], lanes), xhat = keep(normalized, lanes);
     this->sums[0] = this->sums[0] + g;
     this->sums[1] = fma(g, xhat, this->sums[1]);
     this->sums[2] = this->sums[2] + xhat;

@@ -80,12 +80,11 @@ struct NoSums {
 // out = map.apply(in, coefficients), element by element. If `ahead` is not 0, it asks for what lies so many elements
 // ahead. `next_sums`, NextSums or NoSums, go along with it. A line that two runs share is written once, with the
 // coefficients of both. `streams` as in map_vectors.
-template <class Map, class T, class Streams, class Next>
-[[gnu::noinline]] void map_planes(const Map map, const T* const (&in)[Map::kInputs], T* out, const PlaneBlock& block,
+template <class Map, class Inputs, class T, class Streams, class Next>
+[[gnu::noinline]] void map_planes(const Map map, const Inputs inputs, T* out, const PlaneBlock& block,
                                   const Scalar<T>* const (&coefficients)[Map::kCoefficients], Streams streams,
                                   int64_t ahead, const Next& next_sums) {
   constexpr int64_t kLine = kLineVectors<T> * kLanes;
-  const Inputs<T, Map::kInputs> inputs(in);
   const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
     if (ahead) inputs.prefetch(at + ahead);
   };

@@ -12,6 +12,7 @@ namespace normext::cpu::NORMEXT_ISA {
 // Vectors of inputs at the same offset. If kAhead is not 0, it asks for those so many elements ahead.
 template <class T, int kInputs, int64_t kAheadBy = 0>
 struct Inputs {
+  using Element = T;
   static constexpr int64_t kAhead = kAheadBy;
   const T* from[kInputs];  // copies: what is referred to must be fetched again after every store
 
@@ -21,6 +22,13 @@ struct Inputs {
     if constexpr (kAhead > 0) prefetch(at + kAhead);
     for (int i = 0; i < kInputs; ++i) x[i] = load(from[i] + at, count);
   }
+  // The same from `offset` on.
+  template <int64_t kBy = 0>
+  Inputs<T, kInputs, kBy> after(int64_t offset) const {
+    Inputs<T, kInputs, kBy> rest(from);
+    for (auto& pointer : rest.from) pointer += offset;
+    return rest;
+  }
   // Asks for what a later pass will read, while this one computes and writes. It need not be there.
   NORMEXT_INLINE void prefetch(int64_t at) const {
     for (int i = 0; i < kInputs; ++i) __builtin_prefetch(from[i] + at, 0, 2);
@@ -28,31 +36,28 @@ struct Inputs {
 };
 
 // Sum (sums.h) over the elements [at, stop) of a run from `begin`: inputs(at, count, x) gives the vectors at `at`. If
-// `stop` is not the end of the run, it is whole vectors away. It is added to copies of `none`, a sum of nothing.
+// `stop` is not the end of the run, it is whole vectors away. It is added to copies of `none`, a sum of nothing. What
+// the sum has made of the vectors is kept where inputs can.
 template <class Sum, class Vector, class Inputs>
 NORMEXT_INLINE inline Sum short_sum(int64_t begin, int64_t at, int64_t stop, const Inputs& inputs,
                                     const Vector (&k)[Sum::kCoefficients], const Sum& none = Sum()) {
   Vector x[Sum::kInputs];
   Sum chains[kChains];
   std::fill_n(chains, kChains, none);
+  const auto add = [&](Sum& chain, int64_t from, int64_t count, Lanes lanes) NORMEXT_INLINE {
+    inputs(from, count, x);
+    chain.add(x, k, lanes);
+    if constexpr (requires { inputs.keep(from, count, x); }) inputs.keep(from, count, x);
+  };
   for (; at + kChains * kLanes <= stop; at += kChains * kLanes) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kChains; ++i) {
-      inputs(at + i * kLanes, kLanes, x);
-      chains[i].add(x, k);
-    }
+    for (int i = 0; i < kChains; ++i) add(chains[i], at + i * kLanes, kLanes, {});
   }
-  for (; at + kLanes <= stop; at += kLanes) {
-    inputs(at, kLanes, x);
-    chains[0].add(x, k);
-  }
-  if (at < stop && stop - begin >= kLanes) {  // a whole vector, less what has been added
-    inputs(stop - kLanes, kLanes, x);
-    chains[0].add(x, k, {kLanes - (stop - at), kLanes});
-  } else if (at < stop) {
-    inputs(at, stop - at, x);
-    chains[0].add(x, k, {0, stop - at});
-  }
+  for (; at + kLanes <= stop; at += kLanes) add(chains[0], at, kLanes, {});
+  if (at < stop && stop - begin >= kLanes)  // a whole vector, less what has been added
+    add(chains[0], stop - kLanes, kLanes, {kLanes - (stop - at), kLanes});
+  else if (at < stop)
+    add(chains[0], at, stop - at, {0, stop - at});
   return join(chains);
 }
 
