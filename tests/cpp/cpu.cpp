@@ -57,7 +57,7 @@ constexpr int64_t kGroupNormShapes[][4] = {  // batch, channels, plane, groups
     // next to nothing; planes shorter than a vector, of about one, longer
     {1, 1, 2, 1}, {3, 4, 1, 2}, {2, 6, 7, 3}, {2, 4, 33, 4}, {3, 8, 64, 1}, {1, 4, 1025, 2},
     // wide rows, groups that threads share, and groups of one channel
-    {2, 70, 49, 7}, {5, 9, 150, 9}, {1, 2, 40000, 1}, {9, 48, 81, 12}};
+    {2, 70, 49, 7}, {5, 9, 150, 9}, {2, 2, 40000, 1}, {9, 48, 81, 12}};
 // clang-format on
 
 }  // namespace
