@@ -42,13 +42,9 @@ at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, co
                               const Tensor& weight, const Tensor& bias, const Tensor& residual) {
   const auto channels = channels_of(input);
   check_input_dtype("batch_norm_backward", input);
-  check_device("batch_norm_backward", "grad_output", grad_output, input);
+  check_grad_output("batch_norm_backward", grad_output, input);
   check_device("batch_norm_backward", "mean", mean, input);
   check_device("batch_norm_backward", "rstd", rstd, input);
-  TORCH_CHECK(
-      expect_equal(grad_output.sym_sizes(), input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(),
-      "batch_norm_backward: expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ",
-      input.scalar_type(), ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
   const auto check_statistics = [&](const char* name, const Tensor& statistics) {
     TORCH_CHECK(expect_equal(statistics.sym_numel(), channels) && statistics.scalar_type() == statistics_type(input),
                 "batch_norm_backward: expected ", name, " as batch_norm_forward returns it, one ",

@@ -71,4 +71,12 @@ Tensor activation_gradient(const Activation& activation, const Tensor& grad_outp
   return activation_gradient(activation, wide(grad_output), z).to(grad_output.scalar_type());
 }
 
+void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& input) {
+  check_device(op, "grad_output", grad_output, input);
+  TORCH_CHECK(
+      expect_equal(grad_output.sym_sizes(), input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(), op,
+      ": expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ", input.scalar_type(),
+      ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
+}
+
 }  // namespace normext

@@ -34,4 +34,7 @@ Tensor activated(const Tensor& z, const Activation& activation);
 Tensor activation_gradient(const Activation& activation, const Tensor& grad_output, const Tensor& normalized,
                            const Tensor& weight, const Tensor& bias, const Tensor& residual);
 
+// Throws unless a backward's grad_output is of input's shape, dtype and device.
+void check_grad_output(const char* op, const Tensor& grad_output, const Tensor& input);
+
 }  // namespace normext

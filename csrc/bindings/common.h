@@ -42,6 +42,8 @@ bool expect_equal(const c10::SymInt& a, const c10::SymInt& b);
 bool expect_equal(c10::SymIntArrayRef a, c10::SymIntArrayRef b);
 bool expect_other(const c10::SymInt& a, const c10::SymInt& b);
 
+inline bool is_one(const c10::SymInt& size) { return TORCH_GUARD_OR_FALSE(size.sym_eq(1)); }
+
 // Throws what torch throws for a dtype that `op` does not take.
 void check_input_dtype(const char* op, const Tensor& input);
 

@@ -32,11 +32,7 @@ at::ScalarType check(const Tensor& input, const c10::SymInt& num_groups, const T
 at::ScalarType check_backward(const Tensor& grad_output, const Tensor& input, const c10::SymInt& num_groups,
                               const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias) {
   check(input, num_groups, weight, bias);
-  check_device("group_norm_backward", "grad_output", grad_output, input);
-  TORCH_CHECK(
-      expect_equal(grad_output.sym_sizes(), input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(),
-      "group_norm_backward: expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ",
-      input.scalar_type(), ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
+  check_grad_output("group_norm_backward", grad_output, input);
   const auto check_statistics = [&](const char* name, const Tensor& statistics) {
     check_device("group_norm_backward", name, statistics, input);
     TORCH_CHECK(expect_equal(statistics.sym_numel(), input.sym_size(0) * num_groups) &&

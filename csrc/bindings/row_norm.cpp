@@ -224,8 +224,6 @@ Pair add_rms_norm_composite(const Tensor& input, const Tensor& residual, SymIntA
   return {std::move(out.output), std::move(out.sum)};
 }
 
-bool is_one(const c10::SymInt& size) { return TORCH_GUARD_OR_FALSE(size.sym_eq(1)); }
-
 // With as many dimensions as the input: [B, D] is [B, 1, D] for an input of [B, T, D].
 Tensor aligned(const Tensor& parameter, const Tensor& input) {
   if (!parameter.defined() || parameter.dim() == input.dim()) return parameter;

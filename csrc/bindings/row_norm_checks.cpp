@@ -9,8 +9,6 @@ const char* RowNorm::name() const {
   return kNames[static_cast<int>(kind)][static_cast<int>(statistics)];
 }
 
-static bool is_one(const c10::SymInt& size) { return TORCH_GUARD_OR_FALSE(size.sym_eq(1)); }
-
 static void check_parameter_shape(const char* name, const Tensor& parameter, c10::SymIntArrayRef normalized_shape) {
   TORCH_CHECK(!parameter.defined() || expect_equal(parameter.sym_sizes(), normalized_shape), "Expected ", name,
               " to be of same shape as normalized_shape, but got ", name, " of shape ", parameter.sym_sizes(),

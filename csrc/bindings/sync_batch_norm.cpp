@@ -37,11 +37,7 @@ at::ScalarType check_affine(const char* op, const Tensor& input, const Tensor& w
 void check_gradient(const char* op, const Tensor& grad_output, const Tensor& input, const Tensor& moments,
                     const Tensor& mean, const Tensor& rstd) {
   const auto channels = check_input(op, input);
-  check_device(op, "grad_output", grad_output, input);
-  TORCH_CHECK(
-      expect_equal(grad_output.sym_sizes(), input.sym_sizes()) && grad_output.scalar_type() == input.scalar_type(), op,
-      ": expected grad_output of input's shape and dtype, ", input.sym_sizes(), " and ", input.scalar_type(),
-      ", but got ", grad_output.sym_sizes(), " and ", grad_output.scalar_type());
+  check_grad_output(op, grad_output, input);
   check_moments(op, moments, input);
   check_vector(op, "mean", mean, channels, statistics_type(input), input);
   check_vector(op, "rstd", rstd, channels, statistics_type(input), input);

@@ -1,7 +1,7 @@
 // isa.h -- which instruction set runs the kernels.
 //
-// Every kernel source is compiled once per instruction set, with NORMEXT_ISA naming it, into the namespace of that
-// name. run(op, threads) is the door: it picks the best set this machine has, or the one NORMEXT_ISA asks for.
+// Every kernel source is compiled once per instruction set, named by the macro NORMEXT_ISA, into the namespace of that
+// name. run(op, threads) picks the best set this machine has, or that of the environment variable NORMEXT_ISA.
 #pragma once
 #include <cstdint>
 
