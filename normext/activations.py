@@ -31,7 +31,7 @@ def apply(z: Tensor, name: str | None, slope: float) -> Tensor:
             return F.leaky_relu(z, slope)
         case "silu":
             return z * z.sigmoid()  # torch's silu has no forward derivative of its backward
-    raise NotImplementedError(name)
+    raise ValueError(f"unknown activation: {name}")
 
 
 def gradient(grad_output: Tensor, z: Tensor, name: str | None, slope: float) -> Tensor:
@@ -46,4 +46,4 @@ def gradient(grad_output: Tensor, z: Tensor, name: str | None, slope: float) -> 
         case "silu":
             sigmoid = z.sigmoid()
             return grad_output * sigmoid * (1 + z * (1 - sigmoid))
-    raise NotImplementedError(name)
+    raise ValueError(f"unknown activation: {name}")

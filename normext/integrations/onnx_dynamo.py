@@ -135,7 +135,7 @@ def _followed(z: Value, residual: Value | None, activation: str | None, slope: f
             return op.Where(op.Less(z, zero), op.Mul(z, factor), z)
         case "silu":
             return op.Mul(z, op.Sigmoid(z))
-    raise NotImplementedError(activation)
+    raise ValueError(f"unknown activation: {activation}")
 
 
 def batch_norm_forward(

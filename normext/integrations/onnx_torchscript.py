@@ -224,7 +224,7 @@ def _followed(
             return g.op("Where", g.op("Less", z, zero), g.op("Mul", z, factor), z)
         case "silu":
             return g.op("Mul", z, g.op("Sigmoid", z))
-    raise NotImplementedError(activation)
+    raise ValueError(f"unknown activation: {activation}")
 
 
 @parse_args("v", "v", "v", "v", "v", "b", "f", "f", "v", "s", "f")
