@@ -15,7 +15,7 @@ void set_last_level_cache(int64_t bytes);  // meant for tests
 constexpr int64_t kCached = 262144;
 
 // So many bytes of what is dear to compute are rather kept for the next pass than computed again: about as many as a
-// second-level cache holds. (Larger ones gain still, 1.25 times, where two threads have all of the memory's bandwidth.)
+// second-level cache holds. (Up to 5 MB gain still, one thread alone: bfloat16 1.2 times, float32 nothing.)
 constexpr int64_t kKept = 4 * kCached;
 
 // Whether an op that reads and writes so many bytes should ask ahead for what it passes over (kAskAhead): they are
