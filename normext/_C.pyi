@@ -12,7 +12,6 @@ def layer_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    *,
     weight_offset: float = 0.0,
 ) -> Tensor: ...
 def check_layer_norm(
@@ -21,7 +20,6 @@ def check_layer_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    *,
     weight_offset: float = 0.0,
 ) -> None: ...
 def rms_norm(
@@ -29,7 +27,6 @@ def rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
-    *,
     weight_offset: float = 0.0,
 ) -> Tensor: ...
 def check_rms_norm(
@@ -37,7 +34,6 @@ def check_rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
-    *,
     weight_offset: float = 0.0,
 ) -> None: ...
 def add_layer_norm(
@@ -47,7 +43,6 @@ def add_layer_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    *,
     weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]: ...
 def add_rms_norm(
@@ -56,7 +51,6 @@ def add_rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
-    *,
     weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]: ...
 def check_add_layer_norm(
@@ -66,7 +60,6 @@ def check_add_layer_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    *,
     weight_offset: float = 0.0,
 ) -> None: ...
 def check_add_rms_norm(
@@ -75,7 +68,6 @@ def check_add_rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
-    *,
     weight_offset: float = 0.0,
 ) -> None: ...
 def adaptive_layer_norm(input: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor: ...
@@ -91,7 +83,6 @@ def batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-    *,
     residual: Tensor | None = None,
     activation: str | None = None,
     slope: float = 0.01,
@@ -105,7 +96,6 @@ def check_batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-    *,
     residual: Tensor | None = None,
     activation: str | None = None,
     slope: float = 0.01,
@@ -116,7 +106,6 @@ def group_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    *,
     activation: str | None,
     slope: float,
 ) -> Tensor: ...
@@ -126,7 +115,6 @@ def check_group_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    *,
     activation: str | None,
     slope: float,
 ) -> None: ...
@@ -139,7 +127,6 @@ def instance_norm(
     use_input_stats: bool,
     momentum: float,
     eps: float,
-    *,
     activation: str | None,
     slope: float,
 ) -> Tensor: ...
@@ -152,7 +139,6 @@ def check_instance_norm(
     use_input_stats: bool,
     momentum: float,
     eps: float,
-    *,
     activation: str | None,
     slope: float,
 ) -> None: ...
