@@ -1,6 +1,8 @@
 // group_norm.cpp -- GroupNorm on the CPU, and InstanceNorm, which is GroupNorm with a channel to a group: sums per
 // group forward and per channel backward, then one affine map per channel. What is computed is the same in every
 // layout; groups.h knows how channels_last data and planes are cut and walked.
+#include <utility>
+
 #include "cpu/channels/arrays.h"
 #include "cpu/channels/groups.h"
 #include "cpu/channels/kept.h"
@@ -66,11 +68,15 @@ class GroupForward {
   template <class Sum>
   void sum_again(int64_t item, int64_t slot) const {
     groups_.for_units([&](int64_t unit) { sum<Sum>(item, slot, unit); });
+    add_units(slot);
   }
   void first_sum(int64_t item, int64_t slot, int64_t unit) const {
     wide() ? sum<WideMomentSums<T>>(item, slot, unit) : sum<FirstMomentSums<T>>(item, slot, unit);
   }
 
+  void add_units(int64_t slot) const {
+    for (int array : {0, 1}) groups_.template add_units<true>(sums_[array] + slot * groups_.partials());
+  }
   double total(int array, int64_t slot, int64_t group) const {
     return groups_.template group_total<true>(sums_[array] + slot * groups_.partials(), group);
   }
@@ -99,6 +105,7 @@ class GroupForward {
   }
 
   void finish(int64_t item, int64_t slot) const {
+    add_units(slot);
     make_sound(item, slot);
     const double count = static_cast<double>(groups_.count());
     const int64_t size = groups_.group_channels();
@@ -230,27 +237,17 @@ class GroupBackward {
   void finish(int64_t item, int64_t slot, int part) const {
     const double count = static_cast<double>(groups_.count());
     const int64_t size = groups_.group_channels();
-    double* const partials[3] = {sums_[0] + slot * groups_.partials(), sums_[1] + slot * groups_.partials(),
-                                 sums_[2] + slot * groups_.partials()};
+    const auto sums = sums_.template first<3>(slot * groups_.partials());
+    for (double* partials : sums.at) groups_.template add_units<false>(partials);
     bool near = true;
     for (int64_t group = 0; group < groups_.item_groups(); ++group) {
       // How far the mean is off for being rounded, in units of the deviation.
-      const double offset = groups_.template group_total<false>(partials[2], group) / count;
-      const int64_t first = groups_.first_channel(item) + group * size, at = slot * channels_ + group * size;
-      const S* const weight = parameters_.weight + first;
-      double* const weight_totals = totals_[0] + part * op_.shape.channels + first;
-      double* const bias_totals = totals_[1] + part * op_.shape.channels + first;
-      double sum_h = 0, sum_h_xhat = 0;
-      for (int64_t c = 0; c < size; ++c) {
-        const double g = groups_.channel_total(partials[0], group * size + c);
-        const double g_xhat = groups_.channel_total(partials[1], group * size + c) - offset * g;
-        weight_totals[c] += g_xhat;
-        bias_totals[c] += g;
-        sum_h += g * weight[c];
-        sum_h_xhat += g_xhat * weight[c];
-      }
-      const double slope = -sum_h_xhat / count, level = (offset * sum_h_xhat - sum_h) / count;
+      const double offset = groups_.template group_total<false>(sums.at[2], group) / count;
+      const auto [h, h_xhat] = add_to_totals(item, group, part, sums.at[0], sums.at[1], offset);
+      const double slope = -h_xhat / count, level = (offset * h_xhat - h) / count;
       const double m = mean(item, group), r = rstd(item, group), near_slope = slope * r * r;
+      const int64_t at = slot * channels_ + group * size;
+      const S* const weight = parameters_.weight + groups_.first_channel(item) + group * size;
       std::fill_n(coefficients_[4] + at, size, static_cast<S>(slope));
       std::fill_n(coefficients_[5] + at, size, static_cast<S>(level));
       for (int64_t c = 0; c < size; ++c) near_[0][at + c] = static_cast<S>(r * weight[c]);
@@ -259,6 +256,26 @@ class GroupBackward {
       near = near && may_multiply_out(m, r, near_slope);
     }
     near_[3][slot * channels_] = near ? 1 : 0;
+  }
+
+  // Adds the channels' sums of g and g * xhat, from which `offset` comes off, to a part's. Returns a group's sums of h
+  // and h * xhat, for h = g * weight.
+  std::pair<double, double> add_to_totals(int64_t item, int64_t group, int part, const double* g, const double* g_xhat,
+                                          double offset) const {
+    const int64_t size = groups_.group_channels(), first = groups_.first_channel(item) + group * size;
+    double* const totals[] = {totals_[0] + part * op_.shape.channels + first,
+                              totals_[1] + part * op_.shape.channels + first};
+    const Doubles off = broadcast(offset);
+    Doubles h{}, h_xhat{};
+    for_vectors_once(0, size, [&](int64_t c, int64_t n) {
+      const Doubles sum = load(g + group * size + c, n), product = load(g_xhat + group * size + c, n) - off * sum;
+      const Doubles weight = widen(load(parameters_.weight + first + c, n));
+      store(totals[0] + c, load(totals[0] + c, n) + product, n);
+      store(totals[1] + c, load(totals[1] + c, n) + sum, n);
+      h += sum * weight;
+      h_xhat += product * weight;
+    });
+    return {cpu::NORMEXT_ISA::sum(h), cpu::NORMEXT_ISA::sum(h_xhat)};
   }
 
   void map(int64_t item, int64_t slot, int64_t unit) const {

@@ -17,7 +17,8 @@
 
 namespace normext::cpu::NORMEXT_ISA {
 
-constexpr int64_t kUnit = 32768;  // elements; units are no shorter than that, if they can
+constexpr int64_t kUnit = 32768;   // elements; units are no shorter than that, if they can
+constexpr int64_t kUnitRows = 32;  // nor have fewer rows, beside which a unit's tables of columns would count
 
 class Groups {
  public:
@@ -41,7 +42,7 @@ class Groups {
       channel_columns_ = shape.channels_last ? 1 : plane_;
       width_ = channels_ * channel_columns_;
       rows_ = channels_ * plane_ / width_;
-      units_ = std::clamp<int64_t>(width_ * rows_ / kUnit, 1, rows_);
+      units_ = std::clamp<int64_t>(width_ * rows_ / kUnit, 1, std::max<int64_t>(rows_ / kUnitRows, 1));
       block_channels_ = std::min(channels_, columns_at_once() / channel_columns_);
     }
     const bool balanced = items_ >= 4 * threads_ || items_ % threads_ == 0;
@@ -140,23 +141,22 @@ class Groups {
       reduce_planes<kWhole>(none, unit, in.after(first), coefficients, totals);
   }
 
-  // The sum of a group's partial sums, and that of one channel of the item.
+  // Adds up an item's partial sums over its units, in place: a channel's sum comes to stand at its own place. (kWhole
+  // by planes: they stay as they are, the group's.)
   template <bool kWhole>
-  double group_total(const double* partials, int64_t group) const {
-    double total = 0;
-    if (by_planes_) {
-      for (int64_t i = 0, size = kWhole ? units_ : this->partials(); i < size; ++i) total += partials[i];
-      return total;
+  void add_units(double* partials) const {
+    if (!by_planes_) {
+      for (int64_t unit = 1; unit < units_; ++unit)
+        for (int64_t c = 0; c < channels_; ++c) partials[c] += partials[unit * channels_ + c];
+    } else if (!kWhole && pieces_ > 1) {
+      for (int64_t c = 0; c < group_channels_; ++c) partials[c] = sum_of(partials + c * pieces_, pieces_);
     }
-    for (int64_t unit = 0; unit < units_; ++unit)
-      total += sum_of(partials + unit * channels_ + group * group_channels_, group_channels_);
-    return total;
   }
-  double channel_total(const double* partials, int64_t channel) const {
-    double total = 0;
-    const int64_t step = by_planes_ ? 1 : channels_, first = by_planes_ ? channel * pieces_ : channel;
-    for (int64_t i = 0, size = by_planes_ ? pieces_ : units_; i < size; ++i) total += partials[first + i * step];
-    return total;
+  // A group's sum of what add_units() has left.
+  template <bool kWhole>
+  double group_total(const double* sums, int64_t group) const {
+    if (kWhole && by_planes_) return sum_of(sums, units_);
+    return sum_of(sums + group * group_channels_, group_channels_);
   }
 
   // out = map.apply(in, coefficients) over a unit.
@@ -199,9 +199,31 @@ class Groups {
       for (int i = 0; i < Sum::kSums; ++i) totals[i][to] = sum(sums[i]);
     };
     if (kWhole && pieces_ == 1) return add(0, block.channel * plane_, block.channel_end * plane_, unit);
+    if constexpr (!kWhole && std::is_same_v<typename Sum::Part, Floats>)
+      if (plane_ <= kShort * kLanes) return reduce_short_planes(none, block, in, coefficients, totals);
     block.for_runs([&](int64_t channel, int64_t begin, int64_t end, int64_t) {
       add(channel, begin, end, channel * pieces_ + block.unit % pieces_);
     });
+  }
+
+  // Planes of a short sum each: as many of them as a vector has lanes have their lanes summed together.
+  template <class Sum, class Inputs, class S>
+  void reduce_short_planes(const Sum& none, const PlaneBlock& block, const Inputs& in,
+                           const S* const (&coefficients)[Sum::kCoefficients],
+                           double* const (&totals)[Sum::kSums]) const {
+    for (int64_t first = block.channel; first < block.channel_end; first += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, block.channel_end - first);
+      Floats lanes[Sum::kSums][kLanes];
+      for (int j = 0; j < Sum::kSums; ++j) std::fill(lanes[j] + count, lanes[j] + kLanes, Floats{});
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t channel = first + i, begin = channel * plane_;
+        Floats k[Sum::kCoefficients];
+        for (int j = 0; j < Sum::kCoefficients; ++j) k[j] = broadcast(coefficients[j][channel]);
+        const Sum sum = short_sum<Sum>(begin, begin, begin + plane_, in, k, none);
+        for (int j = 0; j < Sum::kSums; ++j) lanes[j][i] = sum.sums[j];
+      }
+      for (int j = 0; j < Sum::kSums; ++j) store(totals[j] + first, widen(sum_each(lanes[j])), count);
+    }
   }
 
   int64_t first_row(int64_t unit) const { return rows_ * unit / units_; }
