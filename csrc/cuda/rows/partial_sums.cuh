@@ -21,6 +21,12 @@ struct PartialSums {
 // Rows that are added up in one register: float32 sums of more would show in the last digits.
 constexpr int kRowsOfPart = 128;
 
+// What a thread adds up over the rows of a part.
+template <class T, int kVecs>
+struct ParameterSums {
+  Compute<T> weight[kVecs][kVec<T>] = {}, bias[kVecs][kVec<T>] = {};
+};
+
 // A vector of T's columns, or as many kStep apart, into one of the parts.
 template <class T, int kStep, class Index, class A>
 __device__ void store_part(const PartialSums& partials, void* to, int64_t part, int64_t columns, Index column,

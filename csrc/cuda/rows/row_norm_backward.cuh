@@ -5,6 +5,7 @@
 //                              where the GPU has them
 //   sum_partials_kernel        behind it, if a gradient of a parameter is asked for: see partial_sums.cuh
 //   row_norm_long.cuh          longer rows
+//   ring_backward.cuh          on sm_90 and later, in the place of either: rows of more than 512 vectors that fit there
 //
 // Blocks are as many as run at once, and each goes through its share of the rows, the next row's vectors on their way
 // while the current one is computed. What a thread adds up for the weight and the bias stays in its registers, since
@@ -109,12 +110,6 @@ class AddedGradient {
   int64_t row_;
   bool exists_;
   Elements<T, X> of_sum_[kVecs] = {};
-};
-
-// What a thread adds up over the rows of a part.
-template <class T, int kVecs>
-struct ParameterSums {
-  Compute<T> weight[kVecs][kVec<T>] = {}, bias[kVecs][kVec<T>] = {};
 };
 
 // What a thread does with its part of a row.
@@ -333,6 +328,9 @@ bool row_norm_backward(const RowNormBackward& op, Run& run) {
       [&]<RowLaunch kLaunch>() { return launch_row_norm_backward<T, Statistics, Source, kLaunch, kAligned>(op, run); });
 }
 
+template <class T>
+bool ring_backward(const RowNormBackward& op, Run& run);  // ring_backward.cu; whether it has launched its kernel
+
 // Of rows of S. Those of float32 beside a half grad_output have kernels of their own if they are aligned; else they are
 // treated as long. float64 is rare, and its elements move as well one by one.
 template <class T, class S>
@@ -347,6 +345,8 @@ void row_norm_backward(const RowNormBackward& op, Run& run) {
     if constexpr (!kMixed) launched = row_norm_backward<T, Either, SumRows<S>, false>(op, run);
   } else if constexpr (sizeof(T) < 8) {
     const bool centered = op.statistics == RowStatistics::centered;
+    if constexpr (!kMixed) launched = ring_backward<T>(op, run);
+    if (launched) return;
     if (kMixed || op.grad_sum || (!centered && op.grad_bias))
       launched = row_norm_backward<T, Either, SumRows<S>, true>(op, run);
     else if (centered)

@@ -1,5 +1,6 @@
-// row_ring.cu -- the kernels of row_ring.cuh: a source of their own, that they and the others may be compiled at once.
-#include "cuda/rows/row_ring.cuh"
+// ring_forward.cu -- the kernels of ring_forward.cuh: a source of their own, that they and the others may be compiled
+// at once.
+#include "cuda/rows/ring_forward.cuh"
 
 namespace normext::cuda {
 

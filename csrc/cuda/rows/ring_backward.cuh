@@ -1,0 +1,174 @@
+// ring_backward.cuh -- the norms of long rows backward on sm_90 and later, through the ring of ring.cuh: grad_output,
+// input and, if there is one, the gradient of the sum.
+//
+//   ring_backward_kernel  aligned rows of more than 512 vectors and one line of parameters, of which three fit into a
+//                         block's shared memory beside the weight: ring_launches.cuh
+//   sum_partials_kernel   behind it, if a gradient of a parameter is asked for: see partial_sums.cuh
+//
+// A thread's columns are the same in every row, so what it adds up for the weight and the bias stays in its registers.
+// Every block has a fixed share of the rows: these sums would else not be the same on every run.
+#pragma once
+#include "cuda/elements/launch.cuh"
+#include "cuda/elements/reduce.cuh"
+#include "cuda/rows/partial_sums.cuh"
+#include "cuda/rows/ring.cuh"
+#include "cuda/rows/row_places.cuh"
+#include "cuda/rows/row_statistics.cuh"
+#include "cuda/rows/shared_parameters.cuh"
+#include "ops/row_norm.h"
+
+namespace normext::cuda {
+
+constexpr int kGradOutput = 0, kInput = 1, kGradSum = 2;  // the ring's arrays; the last may be missing
+
+template <class T>
+struct RingBackward {
+  RingPlan<T, 3> ring;
+  int parts_of_block;
+  Compute<T> inverse_n, weight_offset;
+};
+
+// What a thread does with its part of the row at hand.
+template <class T, class Statistics>
+struct RingGradients {
+  using A = Compute<T>;
+  using Saved = typename Statistics::template Saved<A>;
+  using Gradient = typename Statistics::template Gradient<A>;
+  using Sums = ParameterSums<T, kRingVecs>;
+
+  const RowNormBackward& op;
+  const Ring<T, 3>& ring;
+  const SharedParameters<T, 1>& weights;
+  int end;
+
+  // Calls f(v, column, grad_output, input, grad_output * weight) for the thread's vectors.
+  template <class F>
+  __device__ void for_vectors(const F& f) const {
+    weights.with_type([&]<class P>(Type<P> type) {
+#pragma unroll
+      for (int v = 0; v < kRingVecs; ++v) {
+        const int column = ring_column<T>(v);
+        if (column >= end) break;
+        const auto dy = load_shared(ring.values(kGradOutput) + column);
+        const auto x = load_shared(ring.values(kInput) + column);
+        A g[1][kVec<T>];
+        weights.template read<1>(type, column, g);
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) g[0][i] *= dy[i];
+        f(v, column, dy, x, g[0]);
+      }
+    });
+  }
+
+  // Its share of the sums that the gradient of a row takes.
+  template <int kCount>
+  __device__ void sum(const Saved& saved, A (&sums)[kCount]) const {
+    for_vectors([&](int, int, const Pack<T>&, const Pack<T>& x, const A(&g)[kVec<T>]) {
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) Gradient::add(g[i], saved.xhat(x[i]), sums);
+    });
+  }
+
+  // The gradient of a row, and what the row adds to the parameters'.
+  __device__ void map(int64_t row, const Saved& saved, const Gradient& gradient, Sums& sums) const {
+    T* const to = static_cast<T*>(op.grad_input) + row * op.columns;
+    for_vectors([&](int v, int column, const Pack<T>& dy, const Pack<T>& x, const A(&g)[kVec<T>]) {
+      A dx[kVec<T>];
+#pragma unroll
+      for (int i = 0; i < kVec<T>; ++i) {
+        const A xhat = gradient.corrected(saved.xhat(x[i]));
+        dx[i] = gradient(g[i], xhat) * saved.rstd;
+        sums.weight[v][i] = fma(dy[i], xhat, sums.weight[v][i]);
+        sums.bias[v][i] += dy[i];
+      }
+      if (op.grad_sum) {
+        const auto of_sum = load_shared(ring.values(kGradSum) + column);
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) dx[i] += of_sum[i];
+      }
+      if (op.grad_input) store_vector(to + column, dx);
+    });
+  }
+};
+
+template <class T, class Statistics>
+__global__ void __launch_bounds__(kRingBackwardThreads, 1)
+    ring_backward_kernel(const RowNormBackward op, const RingBackward<T> plan, const PartialSums partials) {
+  follow();
+  using Rows = RingGradients<T, Statistics>;
+  using A = typename Rows::A;
+  using Sum = GroupSum<A, Statistics::kBackwardSums, kRingBackwardThreads, kRingBackwardThreads, false>;
+  SHARED_ARRAY(A, exchange, Sum::kSharedValues);
+  SHARED_ARRAY(TransferBarrier, full, kRingStages);
+  SHARED_ARRAY(int64_t, numbers, kRingStages);
+  DYNAMIC_SHARED(char, shared);
+  const SharedParameters<T, 1> weights(shared, op.param_dtype, op.columns, plan.weight_offset);
+  Ring<T, 3> ring(plan.ring, 0, op.rows, shared + shared_parameter_bytes<T>(op.param_dtype, op.columns), full, numbers);
+  const Rows rows{op, ring, weights, static_cast<int>(op.columns)};
+
+  ring.start();
+  for (int i = threadIdx.x; i < Sum::kSharedValues; i += blockDim.x) exchange[i] = 0;  // of warps that are not there
+  int64_t row = blockIdx.x;
+  auto next = Rows::Saved::load(op, row);
+  weights.fetch({op.weight, nullptr}, op.columns);
+  __syncthreads();
+
+  Sum block_sum(exchange);
+  for (int of_block = 0; of_block < plan.parts_of_block; ++of_block) {
+    typename Rows::Sums parameter_sums;
+    for (int left = kRowsOfPart; left > 0 && row < op.rows; --left, row += gridDim.x, ring.advance()) {
+      const auto saved = next;
+      if (row + gridDim.x < op.rows) next = Rows::Saved::load(op, row + gridDim.x);
+      ring.await();
+      A sums[Statistics::kBackwardSums] = {};
+      rows.sum(saved, sums);
+      block_sum(sums);
+      ring.refill();  // all have met for the sums, and are through with the row before
+      rows.map(row, saved, Rows::Gradient::of(sums, Statistics::is_centered(op), plan.inverse_n), parameter_sums);
+    }
+
+    const int64_t index = int64_t{blockIdx.x} * plan.parts_of_block + of_block;
+    const auto store = [&](void* to, const A(&values)[kRingVecs][kVec<T>]) {
+      if (!to) return;
+#pragma unroll
+      for (int v = 0; v < kRingVecs; ++v)
+        store_part<T, 1>(partials, to, index, op.columns, ring_column<T>(v), rows.end, true, values[v]);
+    };
+    store(partials.weight, parameter_sums.weight);
+    if constexpr (Statistics::kParameters == 2) store(partials.bias, parameter_sums.bias);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ launch configuration
+template <class T, class Statistics>
+bool launch_ring_backward(const RowNormBackward& op, Run& run) {
+  const int64_t row_bytes = op.columns * static_cast<int64_t>(sizeof(T));
+  const int64_t weight_bytes = shared_parameter_bytes<T>(op.param_dtype, op.columns);
+  const int arrays = op.grad_sum ? 3 : 2;
+  const RingLaunch launch = ring_backward_launch({row_bytes, weight_bytes, arrays, arrays + 1}, run.device);
+  if (launch.stages == 0) return false;
+  const int64_t blocks = std::min(op.rows, int64_t{run.device.sm_count} * launch.blocks);
+  const int64_t parts_of_block = ceil_div(op.rows, blocks * kRowsOfPart), parts = blocks * parts_of_block;
+  const PartialSums partials = take_partial_sums<T>(op, run, parts, true);
+  const auto array = [&](const void* rows, const RowStrides& strides) {
+    return RingArray<T>{static_cast<const T*>(rows), {strides, op.rows}};
+  };
+  const RingBackward<T> plan{{{array(op.grad_output, op.grad_output_strides), array(op.input, op.input_strides),
+                               array(op.grad_sum, {op.rows, 0, op.columns})},
+                              static_cast<unsigned>(row_bytes),
+                              static_cast<unsigned>(arrays * row_bytes),
+                              launch.stages,
+                              nullptr},
+                             static_cast<int>(parts_of_block),
+                             1 / static_cast<Compute<T>>(op.columns),
+                             static_cast<Compute<T>>(op.weight_offset)};
+  run.launch(ring_backward_kernel<T, Statistics>,
+             {.grid = grid_of(blocks),
+              .block = static_cast<unsigned>(launch.threads),
+              .shared_bytes = static_cast<size_t>(weight_bytes + launch.stages * arrays * row_bytes)},
+             op, plan, partials);
+  launch_sum_partials<T>(op, run, partials, parts);
+  return true;
+}
+
+}  // namespace normext::cuda
