@@ -125,8 +125,8 @@ class Shape:
             return max(self.lanes, 128)  # kRowThreads
         if self.is_onchip:
             return int(arguments[2])
-        if self.is_ring:
-            return 1024  # kRingThreads, of one block or of several
+        if self.is_ring:  # kRingThreads, kRingBackwardThreads: of one block or of several
+            return 512 if "backward" in self.name else 1024
         if self.name == "sum_partials_kernel":
             return 512
         return 128 if re.match("finish|update|sum_columns|group_norm_(finish|parameters)", self.name) else 256
@@ -163,8 +163,8 @@ def no_local_memory(kernel: Kernel, _: str) -> Iterator[str]:
 
 @rule
 def no_atomics(kernel: Kernel, _: str) -> Iterator[str]:
-    """They come in another order on every run. Rings draw a row's number so: at first, and whenever a stage is free."""
-    drawn = 2 if Shape(kernel).is_ring else 0
+    """They come in another order on every run. Rings forward draw a row's number so: at first, and for a free stage."""
+    drawn = 2 if kernel.name == "ring_forward_kernel" else 0
     yield from at_most(kernel, drawn, "atomics", r"ATOM|RED(\.|G|S|UX)")
 
 
@@ -330,13 +330,18 @@ def rings_are_filled_by_bulk_copies(kernel: Kernel, architecture: str) -> Iterat
     if not shape.is_ring or architecture == "sm_80":
         yield from at_most(kernel, 0, "bulk copies", "UBLKCP")
         return
-    yield from at_least(kernel, 1, "bulk copies", "UBLKCP")
+    backward = kernel.name == "ring_backward_kernel"
+    parameters = 1 if backward else shape.parameters
+    yield from at_least(kernel, 3 if backward else 1, "bulk copies", "UBLKCP")
     yield from at_least(kernel, 1, "waits for them", r"SYNCS\.PHASECHK")
-    yield from at_most(kernel, shape.parameters * (2 if shape.half else 1), "loads of 128 bits", VECTOR_LOAD)
-    passes = 3 if shape.centered else 2
-    yield from at_least(kernel, 4 * (passes + shape.parameters), "loads of 128 bits from shared memory", r"LDS\.128")
-    yield from at_least(kernel, 4, "stores of 128 bits", VECTOR_STORE)
-    yield from at_most(kernel, shape.statistics, "narrower stores", NARROW_STORE)
+    yield from at_most(kernel, parameters * (2 if shape.half else 1), "loads of 128 bits", VECTOR_LOAD)
+    if backward:  # twice grad_output, input and weight; the gradient of the sum; and lines of sums are stored
+        reads, lines, narrow = 2 * 3 + 1, shape.parameters * (shape.wide + shape.half), 0
+    else:
+        reads, lines, narrow = (3 if shape.centered else 2) + parameters, 0, shape.statistics
+    yield from at_least(kernel, 4 * reads, "loads of 128 bits from shared memory", r"LDS\.128")
+    yield from at_least(kernel, 4 * (1 + lines), "stores of 128 bits", VECTOR_STORE)
+    yield from at_most(kernel, narrow, "narrower stores", NARROW_STORE)
 
 
 @rule
@@ -383,7 +388,7 @@ def expected_shuffles(shape: Shape) -> int:
         steps = int(math.log2(shape.lanes)) + (3 if shape.cluster else 0)
         return shape.row_sums * steps * (2 if shape.dtype == "double" else 1)  # 32 bits at a time
     if shape.is_ring:
-        return shape.row_sums * 2 * 5  # the lanes of a warp, and the warps of a block
+        return shape.row_sums * int(math.log2(shape.threads))  # the lanes of a warp, and the warps of a block
     if shape.is_onchip or shape.name in ("sum_planes_kernel", "sum_rows_kernel"):
         values = shape.sums
         if shape.is_onchip and shape.inputs == 1 and shape.dtype == "double":

@@ -29,8 +29,8 @@ struct RingPlan {
   unsigned* counter;  // null where every block knows its rows
 };
 
-// The stages of a block, which one of its threads fills.
-template <class T, int kArrays>
+// The stages of a block, which one of its threads fills; kDraws: there may be a counter.
+template <class T, int kArrays, bool kDraws>
 class Ring {
  public:
   // Of rows from `first` up to `end`; with arrays of kRingStages each.
@@ -46,7 +46,7 @@ class Ring {
     fence_transfers();
 #pragma unroll 1
     for (int stage = 0; stage < plan_.stages; ++stage, next_ += gridDim.x) fill(stage);
-    if (plan_.counter) draw();
+    if (draws()) draw();
   }
 
   // Waits for the row at hand, and says which it is: one too many if there are no more.
@@ -62,7 +62,7 @@ class Ring {
   __device__ void refill() {
     if (previous_ < 0 || !is_filler()) return;
     fill(previous_);
-    if (plan_.counter)
+    if (draws())
       draw();
     else
       next_ += gridDim.x;
@@ -76,6 +76,8 @@ class Ring {
 
  private:
   __device__ static bool is_filler() { return threadIdx.x == blockDim.x - kWarpSize; }  // of a warp with least to do
+
+  __device__ bool draws() const { return kDraws && plan_.counter; }
 
   // By the next row.
   __device__ void fill(int stage) {

@@ -37,7 +37,7 @@ struct RingGradients {
   using Sums = ParameterSums<T, kRingVecs>;
 
   const RowNormBackward& op;
-  const Ring<T, 3>& ring;
+  const Ring<T, 3, false>& ring;
   const SharedParameters<T, 1>& weights;
   int end;
 
@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(kRingBackwardThreads, 1)
   SHARED_ARRAY(int64_t, numbers, kRingStages);
   DYNAMIC_SHARED(char, shared);
   const SharedParameters<T, 1> weights(shared, op.param_dtype, op.columns, plan.weight_offset);
-  Ring<T, 3> ring(plan.ring, 0, op.rows, shared + shared_parameter_bytes<T>(op.param_dtype, op.columns), full, numbers);
+  Ring<T, 3, false> ring(plan.ring, 0, op.rows, shared + shared_parameter_bytes<T>(op.param_dtype, op.columns), full,
+                         numbers);
   const Rows rows{op, ring, weights, static_cast<int>(op.columns)};
 
   ring.start();

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kRingThreads, 1)
   const int64_t line = line_of_block(), first = line * op.lines.rows_per_line, end = first + op.lines.rows_per_line;
   if (first >= op.rows) return;
   char* const stages = shared + kParameters * shared_parameter_bytes<T>(op.param_dtype, op.columns);
-  Ring<T, 1> ring(plan.ring, first, end, stages, full, rows);
+  Ring<T, 1, true> ring(plan.ring, first, end, stages, full, rows);
 
   ring.start();
   for (int i = threadIdx.x; i < Sum::kSharedValues; i += blockDim.x) exchange[i] = 0;  // of warps that are not there

@@ -12,7 +12,6 @@ constexpr int kRingThreads = 1024, kRingBackwardThreads = 512;
 constexpr int kRingVecs = 4;    // of a thread, at most
 constexpr int kRingStages = 8;  // at most
 constexpr int64_t kRingLeastBytes = 513 * 16, kRingAloneBytes = 40 << 10;
-constexpr int64_t kSystemBytes = 1024;  // of shared memory, for each block: a part of kExchangeBytes
 
 // Rows that come through a ring: how many arrays of them come, and how many are moved, with what is stored.
 struct RingTraffic {
@@ -31,13 +30,13 @@ struct RingLaunch {
 
 // Of three stages one is computed, one is filled again at its first sums, and one is on its way: two rows of each block
 // at least, where an SM of an H200 needs 25 KB. Blocks hide each other's sums, if there is room for as many times the
-// parameters; the rest of the memory goes to more stages. The threads of an SM all have vectors, where there is one
-// block, and as many as each other but for the row's last.
+// parameters; the rest of the memory goes to more stages. Threads have as many vectors as each other, but for the row's
+// last.
 inline RingLaunch ring_launch(const RingTraffic& traffic, int threads, int most_blocks, const Device& device) {
   if (!device.has_clusters || traffic.row_bytes < kRingLeastBytes) return {};
   const int64_t vectors = traffic.row_bytes / 16;
   for (int blocks = most_blocks; blocks > 0; --blocks) {
-    const int64_t room = (device.max_shared_bytes + kSystemBytes) / blocks - kExchangeBytes - traffic.parameter_bytes;
+    const int64_t room = device.max_shared_bytes / blocks - kExchangeBytes - traffic.parameter_bytes;
     const int stages = static_cast<int>(std::min<int64_t>(kRingStages, room / (traffic.arrays * traffic.row_bytes)));
     const int64_t vecs = ceil_div(vectors, threads / blocks / 32 * 32);
     if (stages < 3 || vecs > kRingVecs || (blocks == 1 && !traffic.may_be_alone())) continue;
