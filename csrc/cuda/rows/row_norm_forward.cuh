@@ -3,7 +3,7 @@
 //   row_norm_forward_kernel   rows of up to 4096 vectors of 16 bytes, unaligned ones of up to 1024, if their parameters
 //                             find room in shared memory; with a residual, aligned rows of up to 2048 vectors, or 1024
 //                             with one of float32 beside a half input
-//   row_ring.cuh              instead of it from sm_90 on, for many of the longer rows
+//   ring_forward.cuh          instead of it from sm_90 on, for many of the longer rows
 //   row_norm_long.cuh         longer rows; before them or the kernel above, add_rows_kernel, for other sums
 //
 // A block holds weight and bias in shared memory and goes through a few rows, the next row's vectors on their way while
@@ -248,7 +248,7 @@ bool row_norm_forward(const RowNormForward& op, Run& run) {
 }
 
 template <class T>
-bool ring_forward(const RowNormForward& op, Run& run);  // row_ring.cu; whether it has launched its kernel
+bool ring_forward(const RowNormForward& op, Run& run);  // ring_forward.cu; whether it has launched its kernel
 
 // Of the input. float64 is rare, and its elements move as well one by one.
 template <class T>
