@@ -115,8 +115,8 @@ std::vector<RowNormShape> row_norm_shapes() {
   // Blocks that go round several times, and more partial sums than are added up at once.
   // Two rows to a block, no row fetched ahead, rows of any alignment.
   shapes.insert(shapes.end(), {{200, 24}, {4000, 8}, {40, 300}, {5, 9000}, {41, 1536}, {7, 16384, false}, {61, 1031}});
-  // More rows than all stages of a ring hold: the others are drawn.
-  shapes.push_back({17, 9000, false});
+  // More rows than all stages of a ring hold: the others are drawn. And more than are added up in one register.
+  shapes.insert(shapes.end(), {{17, 9000, false}, {257, 3416, false, sizeof(float)}});
   return shapes;
 }
 
