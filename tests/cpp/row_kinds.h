@@ -234,6 +234,11 @@ inline void test_row_kinds() {
         dense.grad_sum = true;
         RowKindCase(dense, 2, columns, t, false).test();
       }
+      if (kind.residual == Residual::same && !skips_next()) {
+        RowKind dense = kind;
+        dense.layout = Layout::dense;
+        RowKindCase(dense, 13, 9000, t, false).test();  // more rows than all stages of a ring hold
+      }
     }
   }
 }

@@ -19,10 +19,9 @@
 
 namespace normext::cuda {
 
-constexpr int kGradOutput = 0, kInput = 1, kGradSum = 2;  // the ring's arrays; the last may be missing
-
 template <class T>
 struct RingBackward {
+  static constexpr int kGradOutput = 0, kInput = 1, kGradSum = 2;  // the ring's arrays; the last may be missing
   RingPlan<T, 3> ring;
   int parts_of_block;
   Compute<T> inverse_n, weight_offset;
@@ -35,6 +34,7 @@ struct RingGradients {
   using Saved = typename Statistics::template Saved<A>;
   using Gradient = typename Statistics::template Gradient<A>;
   using Sums = ParameterSums<T, kRingVecs>;
+  using Plan = RingBackward<T>;
 
   const RowNormBackward& op;
   const Ring<T, 3, false>& ring;
@@ -49,8 +49,8 @@ struct RingGradients {
       for (int v = 0; v < kRingVecs; ++v) {
         const int column = ring_column<T>(v);
         if (column >= end) break;
-        const auto dy = load_shared(ring.values(kGradOutput) + column);
-        const auto x = load_shared(ring.values(kInput) + column);
+        const auto dy = load_shared(ring.values(Plan::kGradOutput) + column);
+        const auto x = load_shared(ring.values(Plan::kInput) + column);
         A g[1][kVec<T>];
         weights.template read<1>(type, column, g);
 #pragma unroll
@@ -82,7 +82,7 @@ struct RingGradients {
         sums.bias[v][i] += dy[i];
       }
       if (op.grad_sum) {
-        const auto of_sum = load_shared(ring.values(kGradSum) + column);
+        const auto of_sum = load_shared(ring.values(Plan::kGradSum) + column);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) dx[i] += of_sum[i];
       }

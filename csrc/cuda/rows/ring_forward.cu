@@ -4,12 +4,12 @@
 
 namespace normext::cuda {
 
+// RMSNorm with a shift stays where it was; so does a float32 sum beside half types.
 template <class T>
 bool ring_forward(const RowNormForward& op, Run& run) {
-  bool launched = false;
-  with_statistics(op.statistics,
-                  [&]<class Statistics>(Type<Statistics>) { launched = launch_ring_forward<T, Statistics>(op, run); });
-  return launched;
+  if (op.residual && op.sum_dtype != op.dtype) return false;
+  if (op.statistics == RowStatistics::centered) return launch_ring_forward<T, Centered>(op, run);
+  return !op.bias && launch_ring_forward<T, Uncentered>(op, run);
 }
 
 template bool ring_forward<float>(const RowNormForward&, Run&);

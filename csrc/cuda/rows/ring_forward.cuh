@@ -21,21 +21,35 @@ namespace normext::cuda {
 
 template <class T>
 struct RingForward {
-  RingPlan<T, 1> ring;
+  static constexpr int kInput = 0, kResidual = 1;  // the ring's arrays; the last may be missing
+  RingPlan<T, 2> ring;
   Lines weight, bias;
   Compute<T> inverse_n, weight_offset;
 };
 
-// A row in shared memory.
+// A row in shared memory; or the sum of two, rounded, which is added up again wherever it is read: there is time for it
+// while twice as much is moved.
 template <class T>
 struct RingRow {
   using A = Compute<T>;
-  const T* values;
+  const T *values, *residual;  // residual: null if there is none
   int end;
-  T first;
+  A first = at(0);
 
-  __device__ void differences(int v, A scale, A about, A (&out)[kVec<T>]) const {
+  __device__ A at(int column) const {
+    const A value = widen(values[column]);
+    return residual ? widen(narrow<T>(value + widen(residual[column]))) : value;
+  }
+  __device__ Pack<T> vector(int v) const {
     const auto pack = load_shared(values + ring_column<T>(v));
+    if (!residual) return pack;
+    const auto other = load_shared(residual + ring_column<T>(v));
+    A sum[kVec<T>];
+#pragma unroll
+    for (int i = 0; i < kVec<T>; ++i) sum[i] = pack[i] + other[i];
+    return Pack<T>::of(sum);
+  }
+  __device__ static void differences(const Pack<T>& pack, A scale, A about, A (&out)[kVec<T>]) {
 #pragma unroll
     for (int i = 0; i < kVec<T>; ++i) out[i] = fma(pack[i], scale, -about);
   }
@@ -49,7 +63,7 @@ struct RingRow {
     for (int v = 0; v < kRingVecs; ++v) {
       if (ring_column<T>(v) >= end) break;
       A d[kVec<T>], terms[kVec<T>][kCount];
-      differences(v, scale, about, d);
+      differences(vector(v), scale, about, d);
 #pragma unroll
       for (int i = 0; i < kVec<T>; ++i) f(d[i], terms[i]);
       sum_pairwise(terms);
@@ -79,7 +93,7 @@ __global__ void __launch_bounds__(kRingThreads, 1)
   const int64_t line = line_of_block(), first = line * op.lines.rows_per_line, end = first + op.lines.rows_per_line;
   if (first >= op.rows) return;
   char* const stages = shared + kParameters * shared_parameter_bytes<T>(op.param_dtype, op.columns);
-  Ring<T, 1, true> ring(plan.ring, first, end, stages, full, rows);
+  Ring<T, 2, true> ring(plan.ring, first, end, stages, full, rows);
 
   ring.start();
   for (int i = threadIdx.x; i < Sum::kSharedValues; i += blockDim.x) exchange[i] = 0;  // of warps that are not there
@@ -90,7 +104,8 @@ __global__ void __launch_bounds__(kRingThreads, 1)
   for (;; ring.advance()) {
     const int64_t index = ring.await();
     if (index >= end) return;
-    RingRow<T> row{ring.values(0), static_cast<int>(op.columns), *ring.values(0)};
+    RingRow<T> row{ring.values(plan.kInput), op.residual ? ring.values(plan.kResidual) : nullptr,
+                   static_cast<int>(op.columns)};
     const auto s = row_statistics<typename Statistics::template OfRow<A>, false>(row, true, Statistics::is_centered(op),
                                                                                  plan.inverse_n, block_sum);
     ring.refill();  // all have met for the sums, and are through with the row before
@@ -98,13 +113,16 @@ __global__ void __launch_bounds__(kRingThreads, 1)
     const auto normalization = s.normalization(scaled_rstd);
     if (threadIdx.x == 0) s.store(op, index, scaled_rstd);
     T* const output = static_cast<T*>(op.output) + index * op.columns;
+    T* const sum = static_cast<T*>(op.sum) + index * op.columns;
     parameters.with_type([&]<class P>(Type<P> type) {
 #pragma unroll
       for (int v = 0; v < kRingVecs; ++v) {
         const int column = ring_column<T>(v);
         if (column >= row.end) break;
         A d[kVec<T>], weight_bias[kParameters][kVec<T>], y[kVec<T>];
-        row.differences(v, s.scale, normalization.center, d);
+        const auto pack = row.vector(v);
+        if (op.residual) store16(sum + column, pack.bits());
+        row.differences(pack, s.scale, normalization.center, d);
         parameters.template read<1>(type, column, weight_bias);
 #pragma unroll
         for (int i = 0; i < kVec<T>; ++i) y[i] = Statistics::affine(normalization.of_difference(d[i]), weight_bias, i);
@@ -119,7 +137,8 @@ template <class T, class Statistics>
 bool launch_ring_forward(const RowNormForward& op, Run& run) {
   const int64_t row_bytes = op.columns * static_cast<int64_t>(sizeof(T));
   const int64_t parameter_bytes = Statistics::kParameters * shared_parameter_bytes<T>(op.param_dtype, op.columns);
-  const RingLaunch launch = ring_forward_launch({row_bytes, parameter_bytes, 1, 2}, run.device);
+  const int arrays = op.residual ? 2 : 1;
+  const RingLaunch launch = ring_forward_launch({row_bytes, parameter_bytes, arrays, 2 * arrays}, run.device);
   if (launch.stages == 0) return false;
   const int64_t lines = lines_of(op), rows_of_line = op.lines.rows_per_line;
   const int64_t resident = int64_t{run.device.sm_count} * launch.blocks;
@@ -127,18 +146,23 @@ bool launch_ring_forward(const RowNormForward& op, Run& run) {
   const int64_t blocks = std::min(rows_of_line, std::max(least, resident / lines));
   const bool draws = lines == 1 && op.rows > blocks * launch.stages;
   unsigned* const counter = draws ? run.take<unsigned>(1) : nullptr;
-  const auto bytes = static_cast<unsigned>(row_bytes);
-  const RingForward<T> plan{
-      {{{static_cast<const T*>(op.input), {op.input_strides, op.rows}}}, bytes, bytes, launch.stages, counter},
-      weights_of<T>(op),
-      biases_of<T>(op),
-      1 / static_cast<Compute<T>>(op.columns),
-      static_cast<Compute<T>>(op.weight_offset)};
+  const auto array = [&](const void* rows, const RowStrides& strides) {
+    return RingArray<T>{static_cast<const T*>(rows), {strides, op.rows}};
+  };
+  const RingForward<T> plan{{{array(op.input, op.input_strides), array(op.residual, op.residual_strides)},
+                             static_cast<unsigned>(row_bytes),
+                             static_cast<unsigned>(arrays * row_bytes),
+                             launch.stages,
+                             counter},
+                            weights_of<T>(op),
+                            biases_of<T>(op),
+                            1 / static_cast<Compute<T>>(op.columns),
+                            static_cast<Compute<T>>(op.weight_offset)};
   if (draws) run.launch(set_zero_kernel, {.grid = 1, .block = kWarpSize}, counter);
   run.launch(ring_forward_kernel<T, Statistics>,
              {.grid = grid_of_lines(blocks, lines),
               .block = static_cast<unsigned>(launch.threads),
-              .shared_bytes = static_cast<size_t>(parameter_bytes + launch.stages * row_bytes)},
+              .shared_bytes = static_cast<size_t>(parameter_bytes + launch.stages * arrays * row_bytes)},
              op, plan);
   return true;
 }

@@ -259,10 +259,10 @@ void row_norm_forward(const RowNormForward& op, Run& run) {
   if (sizeof(T) == 8 || !aligned) {
     launched = row_norm_forward<T, Either, InputRows<T>, false>(op, run);
   } else if constexpr (sizeof(T) < 8) {
-    if (op.statistics == RowStatistics::uncentered && op.bias)
-      launched = row_norm_forward<T, Either, SumRows<T>, true>(op, run);
-    else if (ring_forward<T>(op, run))
+    if (ring_forward<T>(op, run))
       launched = true;
+    else if (op.statistics == RowStatistics::uncentered && op.bias)
+      launched = row_norm_forward<T, Either, SumRows<T>, true>(op, run);
     else if (op.statistics == RowStatistics::centered)
       launched = row_norm_forward<T, Centered, InputRows<T>, true>(op, run);
     else
@@ -278,7 +278,7 @@ void add_row_norm_forward(const RowNormForward& op, Run& run) {
                        RowPlaces(op.input_strides, op.rows).is_aligned<T>() &&
                        RowPlaces(op.residual_strides, op.rows).is_aligned<S>();
   if constexpr (sizeof(T) < 8) {
-    if (aligned && row_norm_forward<T, Either, SumRows<S>, true>(op, run)) return;
+    if (aligned && (ring_forward<T>(op, run) || row_norm_forward<T, Either, SumRows<S>, true>(op, run))) return;
   }
   launch_add_rows<T, S>(op, run, aligned);
   RowNormForward of_sum = op;
