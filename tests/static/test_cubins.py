@@ -332,15 +332,15 @@ def rings_are_filled_by_bulk_copies(kernel: Kernel, architecture: str) -> Iterat
         return
     backward = kernel.name == "ring_backward_kernel"
     parameters = 1 if backward else shape.parameters
-    yield from at_least(kernel, 3 if backward else 1, "bulk copies", "UBLKCP")
+    yield from at_least(kernel, 3 if backward else 2, "bulk copies", "UBLKCP")
     yield from at_least(kernel, 1, "waits for them", r"SYNCS\.PHASECHK")
     yield from at_most(kernel, parameters * (2 if shape.half else 1), "loads of 128 bits", VECTOR_LOAD)
     if backward:  # twice grad_output, input and weight; the gradient of the sum; and lines of sums are stored
-        reads, lines, narrow = 2 * 3 + 1, shape.parameters * (shape.wide + shape.half), 0
-    else:
-        reads, lines, narrow = (3 if shape.centered else 2) + parameters, 0, shape.statistics
+        reads, stores, narrow = 2 * 3 + 1, 1 + shape.parameters * (shape.wide + shape.half), 0
+    else:  # input and residual for each sum and the output; which are stored
+        reads, stores, narrow = 2 * (3 if shape.centered else 2) + parameters, 2, shape.statistics
     yield from at_least(kernel, 4 * reads, "loads of 128 bits from shared memory", r"LDS\.128")
-    yield from at_least(kernel, 4 * (1 + lines), "stores of 128 bits", VECTOR_STORE)
+    yield from at_least(kernel, 4 * stores, "stores of 128 bits", VECTOR_STORE)
     yield from at_most(kernel, narrow, "narrower stores", NARROW_STORE)
 
 
