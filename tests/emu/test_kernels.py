@@ -11,6 +11,8 @@ That they find what they are for was tried with faults planted in the kernels, o
 - the exchange's memory reused for the sums of rows without a barrier between: wrong values, in some schedules;
 - a stage of a ring that is filled again while its row is read: AddressSanitizer, for it is on its way; a ring that does
   not change its parity: an error;
+- in a ring, sums of warps that are not there and that are not set to zero, or the sums of a block's second hundred rows
+  stored where another block's are: wrong values;
 - store_row() stores one element too many: AddressSanitizer.
 """
 
