@@ -296,6 +296,14 @@ def test_inductor_keeps_channels_last(device: str) -> None:
     assert torch.compile(module, fullgraph=True)(x).is_contiguous(memory_format=torch.channels_last)
 
 
+def test_inductor_may_choose_the_layout() -> None:
+    """Its convolutions are channels_last on the CPU: to keep the layout that was traced is a copy of each input."""
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("normext::")]
+    operators = [torch._C._get_operation_overload(name, "")[2] for name in names]  # with their tags
+    assert len(names) > 30
+    assert all(torch.Tag.flexible_layout in tags for tags in operators)
+
+
 # torch.func inside what is compiled
 
 
