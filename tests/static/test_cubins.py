@@ -51,12 +51,6 @@ GENERIC_LOAD, GENERIC_STORE = r"LD(\.| )", r"ST(\.| )"
 KNOWN: list[tuple[str, str, str, str]] = [
     (
         "no_local_memory",
-        "sm_100",
-        r"row_norm_forward_kernel<(bf16|half), Centered, 1024, 4, true>",
-        "a block of 1024 threads has 64 registers each, and pairs of float32 values take more than that",
-    ),
-    (
-        "no_local_memory",
         "sm_80",
         r"sum_columns_kernel<(half, ActivatedColumnGradients<half, 2>|bf16, ColumnMoments<bf16>), 8, ColumnsOfSamples",
         "where a sample begins is one value more than registers have room for",
@@ -235,20 +229,21 @@ class Accesses:
         # Parameters of half rows are of their own dtype, or float32: one vector and two.
         parameter_vectors, parameter_elements = (3, 2 * vector) if shape.half else (1, vector)
         self.loads = self.stores = self.narrow_loads = self.narrow_stores = 0
-        # Copies of parameters to shared memory: loops, by vectors and element by element, for each dtype they may have.
+        # Copies of parameters to shared memory: loops, by vectors and element by element, for each dtype they may have;
+        # the same for weight and bias.
         copies = 2 if shape.half else 1
         rows = 1 + shape.of_sum if shape.adds else 1  # vectors of input, and residual
         if shape.name == "row_norm_forward_kernel":
-            # The first row and the next one; weight, bias; of both rows, the first value.
-            self.loads = 2 * rows * shape.vectors + shape.parameters * copies
-            self.narrow_loads = (2 * (1 + shape.adds) if shape.centered else 0) + shape.parameters * copies * 3
+            # The first row and the next one; parameters; of both rows, the first value.
+            self.loads = 2 * rows * shape.vectors + copies
+            self.narrow_loads = (2 * (1 + shape.adds) if shape.centered else 0) + copies * 3
             self.stores, self.narrow_stores = rows * shape.vectors, shape.statistics  # output, sum
         elif shape.name == "row_norm_backward_kernel":
             # grad_output and input, of the first row and the next one; or with the gradient of the sum, of one row.
             self.loads = shape.vectors * (1 + 2 * shape.of_sum if shape.adds else 2 * 2) + copies
             self.narrow_loads = 2 * shape.statistics + copies * 3
-            # grad_input; the parameters' sums, or gradients in a half type.
-            self.stores = shape.vectors * (1 + shape.parameters * (wide + shape.half))
+            # grad_input; a parameter's sums, or gradients in a half type: weight's and bias's by the same code.
+            self.stores = shape.vectors * (1 + wide + shape.half)
         elif shape.name == "add_rows_kernel":
             self.loads, self.narrow_loads = 1 + shape.of_sum, 2 * vector
             self.stores, self.narrow_stores = shape.of_sum, vector

@@ -6,11 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <map>
-#include <mutex>
 
 #ifdef __CUDACC__
-#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -69,15 +66,15 @@ inline Device query_device(int index) {
           code.ptxVersion >= 90};
 }
 
-// The current device.
+// The current device. What is known of the first few is kept, by every thread for itself: so it needs no lock.
 inline Device device() {
-  static std::mutex mutex;
-  static std::map<int, Device> known;
+  constexpr int kMost = 16;
+  thread_local Device known[kMost];  // zeros
   int index = 0;
   cudaGetDevice(&index);
-  const std::lock_guard lock(mutex);
-  const auto found = known.find(index);
-  return found != known.end() ? found->second : known.emplace(index, query_device(index)).first->second;
+  if (index >= kMost) return query_device(index);
+  if (known[index].sm_count == 0) known[index] = query_device(index);
+  return known[index];
 }
 
 template <class... Parameters, class... Arguments>
@@ -175,15 +172,16 @@ __device__ inline unsigned take_next(unsigned* counter) {
 }
 
 // Clusters. Code that calls these is compiled for every architecture, and launched only where device().has_clusters.
+// What cooperative_groups.h calls as well: that header takes nvcc longer than all others together.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-__device__ inline void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
-__device__ inline void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
-__device__ inline unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
-__device__ inline unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
+__device__ inline void cluster_arrive() { __cluster_barrier_arrive(); }
+__device__ inline void cluster_wait() { __cluster_barrier_wait(); }
+__device__ inline unsigned cluster_rank() { return __clusterRelativeBlockRank(); }
+__device__ inline unsigned cluster_size() { return __clusterSizeInBlocks(); }
 // The same shared variable in block `rank` of the cluster.
 template <class T>
 __device__ const T* cluster_peer(const T* shared, unsigned rank) {
-  return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
+  return static_cast<const T*>(__cluster_map_shared_rank(shared, rank));
 }
 
 // Transfers move without a thread's waiting for them, from where they are asked for to the phase of a barrier.

@@ -173,8 +173,8 @@ struct ThreadRows {
         const A dy = in.grad_output[v][i], x = gradient.corrected(in.saved.xhat(in.input[v][i]));
         dx[i] = gradient(dy * w[0][i], x) * in.saved.rstd;
         added.add_to(dx[i], v, i);
-        if (partials.weight) sums.weight[v][i] = fma(dy, x, sums.weight[v][i]);
-        if (kHasBias && partials.bias) sums.bias[v][i] += dy;
+        sums.weight[v][i] = fma(dy, x, sums.weight[v][i]);
+        if constexpr (kHasBias) sums.bias[v][i] += dy;
       }
       if (op.grad_input && exists) part.store(static_cast<T*>(op.grad_input) + row * op.columns, v, dx);
       if constexpr (!std::is_same_v<T, X>) {
@@ -196,6 +196,7 @@ __device__ void store_partials(const PartialSums& partials, void* to, int64_t in
   const int group = threadIdx.x / kGroup;
   const bool first_row = threadIdx.x % kGroup < kLanes;
   A* const mine = shared + part.lane() * (kVecs * kVec<T>);
+#pragma unroll 1
   for (int g = 1; g < kGroups; ++g) {
     if (group == g && first_row) {
 #pragma unroll
@@ -280,11 +281,17 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kBackwardBlocks<kLanes, k
 
     if constexpr (Part::kRows > 1) __syncthreads();  // the exchange's memory now gathers the rows' sums
     const int64_t index = (line * plan.blocks + part.block_of_row()) * plan.parts_of_block + of_block;
-    const auto store = [&](void* to, A(&values)[kVecs][kVec<T>]) {
-      if (to) store_partials<T, kLanes, kVecs>(partials, to, index, op.columns, part, kAligned, values, shared);
-    };
-    store(partials.weight, parameter_sums.weight);
-    if constexpr (Rows::kHasBias) store(partials.bias, parameter_sums.bias);
+    void* to = partials.weight;
+#pragma unroll 1  // the bias by the same code
+    for (int k = 0; k < Statistics::kParameters; ++k, to = partials.bias) {
+      auto& sums = parameter_sums.weight;
+      if (to) store_partials<T, kLanes, kVecs>(partials, to, index, op.columns, part, kAligned, sums, shared);
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+#pragma unroll
+        for (int i = 0; i < kVec<T>; ++i) sums[v][i] = parameter_sums.bias[v][i];
+      }
+    }
   }
   group_sum.leave();
   group_sum.finish();

@@ -187,7 +187,8 @@ __global__ void __launch_bounds__(kRowThreads<kLanes>, kForwardBounds<T, Source,
     if constexpr (kPrefetch<Source, kLanes, kVecs, kAligned>) load_next();
 
     constexpr bool kShareBarriers = kLanes > kWarpSize && Part::kRows > 1;
-    const auto s = row_statistics<typename Statistics::template OfRow<A>, kShareBarriers>(
+    constexpr bool kPacked = kAligned && sizeof(typename Source::Element) == 2;
+    const auto s = row_statistics<typename Statistics::template OfRow<A>, kShareBarriers, kPacked>(
         row, exists, Statistics::is_centered(op), plan.inverse_n, group_sum);
     const A scaled_rstd = s.scaled_rstd(static_cast<A>(op.eps));
     const auto normalization = s.normalization(scaled_rstd);

@@ -43,9 +43,13 @@ struct RowShift {
 
 // The statistics of a row: of values * scale, where the values' squares cannot be summed as they are. Of a row that
 // does not exist: anything.
-template <class OfRow, bool kShareBarriers, class ARow, class GroupSum, class A>
+template <class OfRow, bool kShareBarriers, bool kPacked = false, class ARow, class GroupSum, class A>
 __device__ OfRow row_statistics(ARow& row, bool exists, bool centered, A inverse_n, GroupSum& group_sum) {
+  // The first round has code of its own, without the scale, where that is worth a larger kernel: squares alone need no
+  // multiplication then, and packed halves in registers are not kept widened for a second round.
+  constexpr int kCopies = kPacked || OfRow::kSquaresAlone ? 2 : 1;
   OfRow s;
+#pragma unroll kCopies
   for (bool again = false;; again = true) {
     const A scale = s.measure(row, centered, inverse_n, group_sum);
     if (again) return s;
@@ -86,6 +90,7 @@ struct CenteredRows {
 
   template <class A>
   struct OfRow : ScaledVariance<A> {
+    static constexpr bool kSquaresAlone = false;
     A center, low;  // the mean, in two parts: center is it rounded, and what a single A cannot hold of it is in low
 
     // First the mean, as the mean of differences from the row's first value: so a constant row leaves zeros, and a mean
@@ -226,6 +231,8 @@ struct Uncentered {
 
   template <class A>
   struct OfRow : ScaledVariance<A> {
+    static constexpr bool kSquaresAlone = true;
+
     template <class Row, class GroupSum>
     __device__ A measure(Row& row, bool, A inverse_n, GroupSum& group_sum) {
       A squares[1];

@@ -29,11 +29,11 @@ class SharedParameters {
   // Copies them, with all threads of the block; a barrier must follow. Ones stand for a weight that there is none of,
   // zeros for a bias, also behind the end. Of a weight alone, the second pointer is of no interest.
   __device__ void fetch(const void* const (&from)[2], int64_t columns) const {
-    const A otherwise[] = {1, 0};
     with_type([&]<class P>(Type<P>) {
-#pragma unroll
+#pragma unroll 1  // by the same code
       for (int k = 0; k < kCount; ++k)
-        fetch(static_cast<const P*>(from[k]), array<P>(k), narrow<P>(otherwise[k]), static_cast<int>(columns));
+        fetch(static_cast<const P*>(k == 0 ? from[0] : from[1]), array<P>(k), narrow<P>(k == 0 ? 1 : 0),
+              static_cast<int>(columns));
     });
     await_copies();
   }
