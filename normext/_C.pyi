@@ -12,6 +12,7 @@ def layer_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    *,
     weight_offset: float = 0.0,
 ) -> Tensor: ...
 def check_layer_norm(
@@ -20,6 +21,7 @@ def check_layer_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    *,
     weight_offset: float = 0.0,
 ) -> None: ...
 def rms_norm(
@@ -27,6 +29,7 @@ def rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
+    *,
     weight_offset: float = 0.0,
 ) -> Tensor: ...
 def check_rms_norm(
@@ -34,6 +37,7 @@ def check_rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
+    *,
     weight_offset: float = 0.0,
 ) -> None: ...
 def add_layer_norm(
@@ -43,6 +47,7 @@ def add_layer_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    *,
     weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]: ...
 def add_rms_norm(
@@ -51,6 +56,7 @@ def add_rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
+    *,
     weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]: ...
 def check_add_layer_norm(
@@ -60,6 +66,7 @@ def check_add_layer_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    *,
     weight_offset: float = 0.0,
 ) -> None: ...
 def check_add_rms_norm(
@@ -68,6 +75,7 @@ def check_add_rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
+    *,
     weight_offset: float = 0.0,
 ) -> None: ...
 def adaptive_layer_norm(input: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor: ...
@@ -83,6 +91,7 @@ def batch_norm(
     training: bool,
     momentum: float,
     eps: float,
+    *,
     residual: Tensor | None = None,
     activation: str | None = None,
     slope: float = 0.01,
@@ -96,6 +105,7 @@ def check_batch_norm(
     training: bool,
     momentum: float,
     eps: float,
+    *,
     residual: Tensor | None = None,
     activation: str | None = None,
     slope: float = 0.01,
@@ -106,8 +116,9 @@ def group_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    activation: str | None,
-    slope: float,
+    *,
+    activation: str | None = None,
+    slope: float = 0.01,
 ) -> Tensor: ...
 def check_group_norm(
     input: Tensor,
@@ -115,8 +126,9 @@ def check_group_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    activation: str | None,
-    slope: float,
+    *,
+    activation: str | None = None,
+    slope: float = 0.01,
 ) -> None: ...
 def instance_norm(
     input: Tensor,
@@ -127,6 +139,7 @@ def instance_norm(
     use_input_stats: bool,
     momentum: float,
     eps: float,
+    *,
     activation: str | None,
     slope: float,
 ) -> Tensor: ...
@@ -139,6 +152,7 @@ def check_instance_norm(
     use_input_stats: bool,
     momentum: float,
     eps: float,
+    *,
     activation: str | None,
     slope: float,
 ) -> None: ...
