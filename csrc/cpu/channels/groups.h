@@ -200,13 +200,15 @@ class Groups {
     };
     if (kWhole && pieces_ == 1) return add(0, block.channel * plane_, block.channel_end * plane_, unit);
     if constexpr (!kWhole && std::is_same_v<typename Sum::Part, Floats>)
-      if (plane_ <= kShort * kLanes) return reduce_short_planes(none, block, in, coefficients, totals);
+      if (plane_ <= kShort * kLanes && group_channels_ >= kLanes / 2)
+        return reduce_short_planes(none, block, in, coefficients, totals);
     block.for_runs([&](int64_t channel, int64_t begin, int64_t end, int64_t) {
       add(channel, begin, end, channel * pieces_ + block.unit % pieces_);
     });
   }
 
-  // Planes of a short sum each: as many of them as a vector has lanes have their lanes summed together.
+  // Planes of a short sum each: as many of them as a vector has lanes have their lanes summed together, in about as
+  // many instructions as the sums of four or five, one by one, take.
   template <class Sum, class Inputs, class S>
   void reduce_short_planes(const Sum& none, const PlaneBlock& block, const Inputs& in,
                            const S* const (&coefficients)[Sum::kCoefficients],
