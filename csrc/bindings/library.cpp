@@ -2,8 +2,8 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(normext, m) {
-  // Every layout is a kernel's own, so inductor need not bring back the one that was traced: beside its channels_last
-  // convolutions that would be a copy of each input.
+  // Operators take any layout, and kernels channels_last as it is. So inductor need not bring back the one that was
+  // traced: beside its channels_last convolutions that would be a copy of each input.
   const auto def = [&](const char* schema) { m.def(schema, {at::Tag::flexible_layout}); };
 
   def("layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None, float eps=1e-05, "
