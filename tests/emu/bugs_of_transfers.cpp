@@ -1,4 +1,5 @@
 // bugs_of_transfers.cpp -- planted bugs around bulk copies, stores to peers, and the barriers that count their bytes.
+#include "cuda/elements/vec.cuh"
 #include "planted_bugs.h"
 
 namespace normext::test {
@@ -156,21 +157,16 @@ void cluster_sync(EMU_WHERE) {
   cuda::cluster_wait(file, line);
 }
 
-// st.async, which no kernel of csrc/cuda has yet.
-void send16(void* shared, float4 value, cuda::TransferBarrier* barrier, unsigned rank, EMU_WHERE) {
-  emu::send(shared, &value, sizeof(value), barrier, rank, {file, line});
-}
-
 // The sum of a value from each block, which every block gets from every other.
-void exchange(float4* places, cuda::TransferBarrier* barrier, float value, bool expect = true) {
+void exchange(uint4* places, cuda::TransferBarrier* barrier, float value, bool expect = true) {
   if (threadIdx.x != 0) return;
-  if (expect) cuda::barrier_arrive_expecting(barrier, kBlocks * sizeof(float4));
+  if (expect) cuda::barrier_arrive_expecting(barrier, kBlocks * sizeof(uint4));
   for (unsigned rank = 0; rank < kBlocks; ++rank)
-    send16(places + cuda::cluster_rank(), {value, 0, 0, 0}, barrier, rank);
+    cuda::send16(places + cuda::cluster_rank(), {cuda::bits_as<unsigned>(value), 0, 0, 0}, barrier, rank);
 }
-float sum_of_places(const float4* places) {
+float sum_of_places(const uint4* places) {
   float sum = 0;
-  for (unsigned rank = 0; rank < kBlocks; ++rank) sum += places[rank].x;
+  for (unsigned rank = 0; rank < kBlocks; ++rank) sum += cuda::bits_as<float>(places[rank].x);
   return sum;
 }
 
@@ -184,13 +180,13 @@ float sum_of_rounds(size_t) {
 // A peer sends the next sums where a slow warp still reads the last. With two buffers in turn none does: whoever sends
 // to one again has the other's, which nobody sends before all of its warps have read the first.
 __global__ void exchange_reused(const float* x, float* y, bool fixed) {
-  SHARED_ARRAY(float4, places, 2 * kBlocks);
+  SHARED_ARRAY(uint4, places, 2 * kBlocks);
   SHARED_ARRAY(cuda::TransferBarrier, sent, 2);
   init(sent, 2);
   cluster_sync();
   float sum = 0;
   for (int round = 0; round < kRounds; ++round) {
-    float4* const buffer = places + (fixed ? round % 2 * kBlocks : 0);
+    uint4* const buffer = places + (fixed ? round % 2 * kBlocks : 0);
     __syncthreads();
     exchange(buffer, sent + round % 2, x[blockIdx.x * kThreads] * static_cast<float>(round + 1));
     cuda::barrier_wait(sent + round % 2, round / 2 % 2);
@@ -204,7 +200,7 @@ float sum_of_blocks(size_t) { return sum_of_rounds(0) / (kRounds * (kRounds + 1)
 
 // Nobody knows whether the peers' barriers are there yet.
 __global__ void missing_peer_init(const float* x, float* y, bool fixed) {
-  SHARED_ARRAY(float4, places, kBlocks);
+  SHARED_ARRAY(uint4, places, kBlocks);
   SHARED_ARRAY(cuda::TransferBarrier, sent, 1);
   init(sent, 1);
   if (fixed) cluster_sync();
@@ -216,7 +212,7 @@ __global__ void missing_peer_init(const float* x, float* y, bool fixed) {
 
 // A cluster's barrier does not see what is sent.
 __global__ void unexpected_send(const float* x, float* y, bool fixed) {
-  SHARED_ARRAY(float4, places, kBlocks);
+  SHARED_ARRAY(uint4, places, kBlocks);
   SHARED_ARRAY(cuda::TransferBarrier, sent, 1);
   init(sent, 1);
   cluster_sync();
@@ -228,7 +224,7 @@ __global__ void unexpected_send(const float* x, float* y, bool fixed) {
 
 // A block exits, and its shared memory with it, before what its peers send has come.
 __global__ void peer_gone(const float* x, float* y, bool fixed) {
-  SHARED_ARRAY(float4, places, kBlocks);
+  SHARED_ARRAY(uint4, places, kBlocks);
   SHARED_ARRAY(cuda::TransferBarrier, sent, 1);
   init(sent, 1);
   cluster_sync();

@@ -20,6 +20,7 @@ struct Device {
   int sm_count = 2;
   int max_shared_bytes = 227 << 10;
   bool has_clusters = true;
+  int clusters = 2;  // of any size, that run at once as kernels are told
 };
 inline Device device;
 

@@ -33,6 +33,7 @@ struct Device {
   int sm_count;
   int max_shared_bytes;  // of one block, static and dynamic together
   bool has_clusters;     // and transfers
+  int clusters[4];       // of 1, 2, 4 and 8 blocks with an SM each, at once: some SMs may be left over
 };
 
 // In shared memory: counts the arrivals and the bytes of a phase, and begins the next one when all of them have come.
@@ -53,6 +54,31 @@ namespace normext::cuda {
 
 static __global__ void probe_kernel() {}
 
+inline cudaLaunchAttribute cluster_attribute(unsigned blocks) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = blocks;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+// How many clusters run at once, of blocks that have the shared memory of an SM to themselves; none where it cannot be
+// asked.
+inline int count_clusters(unsigned blocks, int shared_bytes) {
+  cudaLaunchAttribute attribute = cluster_attribute(blocks);
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = 32;
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (cudaOccupancyMaxActiveClusters(&count, probe_kernel, &config) == cudaSuccess) return count;
+  cudaGetLastError();  // it is no launch's
+  return 0;
+}
+
 inline Device query_device(int index) {
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
@@ -62,8 +88,13 @@ inline Device query_device(int index) {
   // What counts is the architecture that the code is compiled for: PTX of an older one runs on a GPU with clusters too.
   cudaFuncAttributes code{};
   cudaFuncGetAttributes(&code, probe_kernel);
-  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          code.ptxVersion >= 90};
+  Device found{attribute(cudaDevAttrMultiProcessorCount),
+               attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+               code.ptxVersion >= 90,
+               {}};
+  found.clusters[0] = found.sm_count;
+  for (int i = 1; found.has_clusters && i < 4; ++i) found.clusters[i] = count_clusters(1u << i, found.max_shared_bytes);
+  return found;
 }
 
 // The current device. What is known of the first few is kept, by every thread for itself: so it needs no lock.
@@ -87,12 +118,7 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Argum
   }
   cudaLaunchAttribute attributes[2]{};
   unsigned count = 0;
-  if (how.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = how.cluster;
-    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
-    ++count;
-  }
+  if (how.cluster > 1) attributes[count++] = cluster_attribute(how.cluster);
   if (how.follows && !how.alone && device().has_clusters) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
@@ -218,6 +244,17 @@ __device__ inline void bulk_copy(void* shared, const void* global, unsigned byte
                "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
+// 16 bytes to the same place in the shared memory of block `rank` of the cluster, for the barrier at the same place
+// there. Whoever waits for them does so as for a copy: a wait that acquires for the cluster would empty the L1 cache,
+// which they do not come through.
+__device__ inline void send16(void* shared, uint4 bits, TransferBarrier* barrier, unsigned rank) {
+  asm volatile(
+      "{\n.reg .b32 to, at;\nmapa.shared::cluster.u32 to, %0, %6;\nmapa.shared::cluster.u32 at, %5, %6;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%1, %2, %3, %4}, [at];\n}" ::"r"(
+          shared_address(shared)),
+      "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
+}
 #else
 __device__ inline void cluster_arrive() {}
 __device__ inline void cluster_wait() {}
@@ -233,6 +270,7 @@ __device__ inline void barrier_arrive(TransferBarrier*) {}
 __device__ inline void barrier_arrive_expecting(TransferBarrier*, unsigned) {}
 __device__ inline void barrier_wait(TransferBarrier*, unsigned) {}
 __device__ inline void bulk_copy(void*, const void*, unsigned, TransferBarrier*) {}
+__device__ inline void send16(void*, uint4, TransferBarrier*, unsigned) {}
 #endif
 
 }  // namespace normext::cuda
@@ -246,7 +284,10 @@ __device__ inline void bulk_copy(void*, const void*, unsigned, TransferBarrier*)
 
 namespace normext::cuda {
 
-inline Device device() { return {emu::device.sm_count, emu::device.max_shared_bytes, emu::device.has_clusters}; }
+inline Device device() {
+  const int sms = emu::device.sm_count, clusters = emu::device.clusters;
+  return {sms, emu::device.max_shared_bytes, emu::device.has_clusters, {sms, clusters, clusters, clusters}};
+}
 
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
@@ -290,6 +331,9 @@ inline void barrier_wait(TransferBarrier* barrier, unsigned parity, EMU_WHERE) {
 }
 inline void bulk_copy(void* shared, const void* global, unsigned bytes, TransferBarrier* barrier, EMU_WHERE) {
   emu::bulk_copy(shared, global, bytes, barrier, {file, line});
+}
+inline void send16(void* shared, uint4 bits, TransferBarrier* barrier, unsigned rank, EMU_WHERE) {
+  emu::send(shared, &bits, sizeof(bits), barrier, rank, {file, line});
 }
 
 }  // namespace normext::cuda

@@ -8,6 +8,7 @@
 #include "cuda/elements/launch.cuh"
 #include "cuda/elements/reduce.cuh"
 #include "cuda/rows/ring_launches.cuh"
+#include "cuda/rows/ring_parts.cuh"
 #include "cuda/rows/row_places.cuh"
 
 namespace normext::cuda {
@@ -19,24 +20,29 @@ struct RingArray {
   RowPlaces places;
 };
 
-// What comes through a ring: a row of each array together. And which rows are whose: every block has a first one for
-// each stage. Those behind them are a fixed share of its own; or it draws them from a counter, one after the other.
+// What comes through a ring: a row of each array together, or a part of it. And which rows are whose: every block, or
+// cluster, has a first one for each stage. Those behind them are a fixed share of its own; or it draws them from a
+// counter, one after the other.
 template <class T, int kArrays>
 struct RingPlan {
   RingArray<T> arrays[kArrays];
-  unsigned row_bytes, stage_bytes;
-  int stages;
+  int there;          // arrays that are not null
+  int share;          // columns of a part
+  int stages;         // of that many columns of each array
+  unsigned groups;    // blocks, or clusters, that rows are shared out to
   unsigned* counter;  // null where every block knows its rows
 };
 
 // The stages of a block, which one of its threads fills; kDraws: there may be a counter.
-template <class T, int kArrays, bool kDraws>
+template <class T, int kArrays, bool kCluster, bool kDraws>
 class Ring {
  public:
+  using Part = RingPart<kCluster>;
+
   // Of rows from `first` up to `end`; with arrays of kRingStages each.
-  __device__ Ring(const RingPlan<T, kArrays>& plan, int64_t first, int64_t end, char* stages, TransferBarrier* full,
-                  int64_t* rows)
-      : plan_(plan), next_(first + blockIdx.x), end_(end), stages_(stages), full_(full), rows_(rows) {}
+  __device__ Ring(const RingPlan<T, kArrays>& plan, const Part& part, int64_t first, int64_t end, char* stages,
+                  TransferBarrier* full, int64_t* rows)
+      : plan_(plan), part_(part), next_(first + Part::group()), end_(end), stages_(stages), full_(full), rows_(rows) {}
 
   // By all threads; a barrier must follow.
   __device__ void start() {
@@ -45,7 +51,7 @@ class Ring {
     for (int stage = 0; stage < plan_.stages; ++stage) barrier_init(full_ + stage, 1);
     fence_transfers();
 #pragma unroll 1
-    for (int stage = 0; stage < plan_.stages; ++stage, next_ += gridDim.x) fill(stage);
+    for (int stage = 0; stage < plan_.stages; ++stage, next_ += plan_.groups) fill(stage);
     if (draws()) draw();
   }
 
@@ -54,9 +60,7 @@ class Ring {
     barrier_wait(full_ + stage_, parity_);
     return rows_[stage_];
   }
-  __device__ const T* values(int array) const {
-    return reinterpret_cast<const T*>(stages_ + stage_ * plan_.stage_bytes + array * plan_.row_bytes);
-  }
+  __device__ const T* values(int array) const { return place(stage_, array); }
 
   // Fills the stage of the row before the one at hand. By all threads, which have met since they were through with it.
   __device__ void refill() {
@@ -65,7 +69,7 @@ class Ring {
     if (draws())
       draw();
     else
-      next_ += gridDim.x;
+      next_ += plan_.groups;
   }
 
   // The row at hand is the next one from now on.
@@ -79,23 +83,27 @@ class Ring {
 
   __device__ bool draws() const { return kDraws && plan_.counter; }
 
+  __device__ T* place(int stage, int array) const {
+    return reinterpret_cast<T*>(stages_) + (stage * plan_.there + array) * plan_.share;
+  }
+
   // By the next row.
   __device__ void fill(int stage) {
     rows_[stage] = next_;
     if (next_ >= end_) return barrier_arrive(full_ + stage);
-    barrier_arrive_expecting(full_ + stage, plan_.stage_bytes);
+    const unsigned bytes = part_.columns * sizeof(T);
+    barrier_arrive_expecting(full_ + stage, plan_.there * bytes);
 #pragma unroll
     for (int a = 0; a < kArrays; ++a) {
       const RingArray<T>& from = plan_.arrays[a];
-      if (from.rows)
-        bulk_copy(stages_ + stage * plan_.stage_bytes + a * plan_.row_bytes, from.rows + from.places[next_],
-                  plan_.row_bytes, full_ + stage);
+      if (from.rows) bulk_copy(place(stage, a), from.rows + from.places[next_] + part_.first, bytes, full_ + stage);
     }
   }
   // A row earlier than it is needed: it takes as long as a load.
-  __device__ void draw() { next_ = int64_t{plan_.stages} * gridDim.x + take_next(plan_.counter); }
+  __device__ void draw() { next_ = int64_t{plan_.stages} * plan_.groups + take_next(plan_.counter); }
 
   const RingPlan<T, kArrays>& plan_;
+  const Part& part_;
   int64_t next_, end_;
   char* stages_;
   TransferBarrier* full_;  // of each stage: its row has come

@@ -37,7 +37,7 @@ struct RingGradients {
   using Plan = RingBackward<T>;
 
   const RowNormBackward& op;
-  const Ring<T, 3, false>& ring;
+  const Ring<T, 3, false, false>& ring;
   const SharedParameters<T, 1>& weights;
   int end;
 
@@ -103,8 +103,9 @@ __global__ void __launch_bounds__(kRingBackwardThreads, 1)
   SHARED_ARRAY(int64_t, numbers, kRingStages);
   DYNAMIC_SHARED(char, shared);
   const SharedParameters<T, 1> weights(shared, op.param_dtype, op.columns, plan.weight_offset);
-  Ring<T, 3, false> ring(plan.ring, 0, op.rows, shared + shared_parameter_bytes<T>(op.param_dtype, op.columns), full,
-                         numbers);
+  const RingPart<false> part{static_cast<int>(op.columns), plan.ring.share};
+  Ring<T, 3, false, false> ring(plan.ring, part, 0, op.rows,
+                                shared + shared_parameter_bytes<T>(op.param_dtype, op.columns), full, numbers);
   const Rows rows{op, ring, weights, static_cast<int>(op.columns)};
 
   ring.start();
@@ -143,12 +144,11 @@ __global__ void __launch_bounds__(kRingBackwardThreads, 1)
 // ------------------------------------------------------------------------------------------------ launch configuration
 template <class T, class Statistics>
 bool launch_ring_backward(const RowNormBackward& op, Run& run) {
-  const int64_t row_bytes = op.columns * static_cast<int64_t>(sizeof(T));
-  const int64_t weight_bytes = shared_parameter_bytes<T>(op.param_dtype, op.columns);
+  const int64_t weight_bytes = shared_parameter_bytes<T>(op.param_dtype, kVec<T>);
   const int arrays = op.grad_sum ? 3 : 2;
-  const RingLaunch launch = ring_backward_launch({row_bytes, weight_bytes, arrays, arrays + 1}, run.device);
-  if (launch.stages == 0) return false;
-  const int64_t blocks = std::min(op.rows, int64_t{run.device.sm_count} * launch.blocks);
+  const RingLaunch launch = ring_backward_launch({op.columns / kVec<T>, weight_bytes, arrays, arrays + 1}, run.device);
+  if (launch.stages == 0 || launch.cluster > 1) return false;
+  const int64_t blocks = std::min(op.rows, launch.groups(run.device));
   const int64_t parts_of_block = ceil_div(op.rows, blocks * kRowsOfPart), parts = blocks * parts_of_block;
   const PartialSums partials = take_partial_sums<T>(op, run, parts, true);
   const auto array = [&](const void* rows, const RowStrides& strides) {
@@ -156,9 +156,10 @@ bool launch_ring_backward(const RowNormBackward& op, Run& run) {
   };
   const RingBackward<T> plan{{{array(op.grad_output, op.grad_output_strides), array(op.input, op.input_strides),
                                array(op.grad_sum, {op.rows, 0, op.columns})},
-                              static_cast<unsigned>(row_bytes),
-                              static_cast<unsigned>(arrays * row_bytes),
+                              arrays,
+                              static_cast<int>(launch.part * kVec<T>),
                               launch.stages,
+                              grid_of(blocks),
                               nullptr},
                              static_cast<int>(parts_of_block),
                              1 / static_cast<Compute<T>>(op.columns),
@@ -166,7 +167,7 @@ bool launch_ring_backward(const RowNormBackward& op, Run& run) {
   run.launch(ring_backward_kernel<T, Statistics>,
              {.grid = grid_of(blocks),
               .block = static_cast<unsigned>(launch.threads),
-              .shared_bytes = static_cast<size_t>(weight_bytes + launch.stages * arrays * row_bytes)},
+              .shared_bytes = static_cast<size_t>(launch.part * (weight_bytes + launch.stages * arrays * 16))},
              op, plan, partials);
   launch_sum_partials<T>(op, run, partials, parts);
   return true;

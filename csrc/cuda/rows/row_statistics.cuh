@@ -4,6 +4,7 @@
 //
 //   kParameters, affine()           which arrays of parameters there are, and what they do to a normalized value;
 //   kForwardSums, OfRow             what is summed over a row in registers, and the statistics that come of the sums;
+//   OfParts                         the same of a row whose parts are summed by blocks of a cluster;
 //   Normalization                   how a value is normalized;
 //   kBackwardSums, Saved, Gradient  what backward finds saved of a row, what it sums, and the gradient that comes of
 //   it; the rest                        the same of rows that do not fit on chip, whose sums are float64.
@@ -101,7 +102,8 @@ struct CenteredRows {
       if (centered) {
         const A first = widen(row.first) * this->scale;
         A total[1];
-        row.sum(this->scale, first, [](A d, A(&out)[1]) { out[0] = d; }, total);
+        row.sum(
+            this->scale, first, [](A d, A(&out)[1]) { out[0] = d; }, total);
         group_sum(total);
         center = first + total[0] * inverse_n;
       }
@@ -125,6 +127,32 @@ struct CenteredRows {
     __device__ void store(const RowNormForward& op, int64_t row, A scaled_rstd) const {
       if (is_centered(op)) static_cast<A*>(op.mean)[row] = (center + low) * inverse_scale(this->scale);
       static_cast<A*>(op.rstd)[row] = scaled_rstd * this->scale;
+    }
+  };
+
+  // Of a row whose parts blocks have: each takes the statistics of its own, and they are put together, as seen from the
+  // first part's mean. So blocks wait for each other once; each keeps a center of its own, whose distance from the
+  // row's mean is in low.
+  template <class A>
+  struct OfParts : OfRow<A> {
+    template <class Row, class Sum>
+    __device__ A measure(Row& row, bool centered, A inverse_n, Sum& sum) {
+      OfRow<A>::measure(row, centered, A(1) / static_cast<A>(row.part.columns), sum.of_block);
+      const auto* const parts = sum.exchange({this->center, this->low, this->variance, 0});
+      const A about = parts[0].x;
+      A difference = 0, squares = 0;
+#pragma unroll 1
+      for (int b = 0, first = 0; first < row.part.all; ++b, first += row.part.share)
+        difference += ((parts[b].x - about) + parts[b].y) * static_cast<A>(row.part.columns_of(first));
+      difference *= inverse_n;
+#pragma unroll 1
+      for (int b = 0, first = 0; first < row.part.all; ++b, first += row.part.share) {
+        const A offset = ((parts[b].x - about) + parts[b].y) - difference;
+        squares += fma(offset, offset, parts[b].z) * static_cast<A>(row.part.columns_of(first));
+      }
+      this->low = difference - (this->center - about);
+      this->variance = squares * inverse_n;
+      return scale_for(squares, about);
     }
   };
 
@@ -236,7 +264,8 @@ struct Uncentered {
     template <class Row, class GroupSum>
     __device__ A measure(Row& row, bool, A inverse_n, GroupSum& group_sum) {
       A squares[1];
-      row.sum(this->scale, A(0), [](A x, A(&out)[1]) { out[0] = x * x; }, squares);
+      row.sum(
+          this->scale, A(0), [](A x, A(&out)[1]) { out[0] = x * x; }, squares);
       group_sum(squares);
       this->variance = squares[0] * inverse_n;
       return scale_for(squares[0], A(0));
@@ -247,6 +276,8 @@ struct Uncentered {
       static_cast<A*>(op.rstd)[row] = scaled_rstd * this->scale;
     }
   };
+  template <class A>
+  using OfParts = OfRow<A>;  // squares add up
 
   template <class A>
   struct Saved {

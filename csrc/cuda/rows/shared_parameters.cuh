@@ -27,13 +27,15 @@ class SharedParameters {
       : shared_(shared), dtype_(dtype), capacity_(static_cast<int>(capacity)), weight_offset_(weight_offset) {}
 
   // Copies them, with all threads of the block; a barrier must follow. Ones stand for a weight that there is none of,
-  // zeros for a bias, also behind the end. Of a weight alone, the second pointer is of no interest.
-  __device__ void fetch(const void* const (&from)[2], int64_t columns) const {
+  // zeros for a bias, also behind the end. Of a weight alone, the second pointer is of no interest. Columns are counted
+  // from `first` on.
+  __device__ void fetch(const void* const (&from)[2], int64_t columns, int64_t first = 0) const {
     with_type([&]<class P>(Type<P>) {
 #pragma unroll 1  // by the same code
-      for (int k = 0; k < kCount; ++k)
-        fetch(static_cast<const P*>(k == 0 ? from[0] : from[1]), array<P>(k), narrow<P>(k == 0 ? 1 : 0),
-              static_cast<int>(columns));
+      for (int k = 0; k < kCount; ++k) {
+        const P* const all = static_cast<const P*>(k == 0 ? from[0] : from[1]);
+        fetch(all ? all + first : nullptr, array<P>(k), narrow<P>(k == 0 ? 1 : 0), static_cast<int>(columns));
+      }
     });
     await_copies();
   }
