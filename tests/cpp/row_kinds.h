@@ -8,8 +8,8 @@ namespace normext::test {
 enum class Residual : uint8_t { none, same, wide };  // wide: float32 beside a half input
 
 // How rows lie: one after another; parts of longer ones; two heads of every token of a fused projection, or these
-// transposed, all tokens of one head after those of the other.
-enum class Layout : uint8_t { dense, slices, heads, transposed };
+// transposed, all tokens of one head after those of the other; or heads of which each begins at a vector.
+enum class Layout : uint8_t { dense, slices, heads, transposed, aligned_heads };
 
 struct RowKind {
   RowStatistics statistics;
@@ -46,6 +46,8 @@ inline RowStrides strides_of(Layout layout, int64_t rows, int64_t columns) {
       return {rows, 0, odd};
     case Layout::heads:
       return {2, 3 * 2 * odd + 1, odd};
+    case Layout::aligned_heads:
+      return {2, 3 * 2 * (columns + 8), columns + 8};
     default:
       return {rows / 2, odd, 2 * odd};
   }
@@ -216,6 +218,7 @@ class RowKindCase {
 // Rows of less than a vector, heads, rows of some length; of several pieces, and few enough for threads to share them.
 // Lines as many as threads, and fewer.
 inline void test_row_kinds() {
+  constexpr int64_t kLongColumns = 28808;  // too long for the ring of one block, and no multiple of a cluster's parts
   constexpr int64_t kShapes[][2] = {{12, 5}, {12, 64}, {36, 300}, {12, 1031}, {12, 5000}, {6, 17000}};
   for (const RowKind& kind : kRowKinds) {
     for (const DTypes& t : kDTypes) {
@@ -226,6 +229,7 @@ inline void test_row_kinds() {
         RowKind dense = kind;
         dense.layout = Layout::dense;
         RowKindCase(dense, 12, 5000, t, false).test();  // aligned
+        RowKindCase(dense, 12, kLongColumns, t, false).test();
       }
       if (kind.residual == Residual::none || kind.rows_per_line) continue;
       for (const int64_t columns : columns_of_sums(t.data, kind.residual == Residual::wide ? DType::float32 : t.data)) {
@@ -238,6 +242,8 @@ inline void test_row_kinds() {
         RowKind dense = kind;
         dense.layout = Layout::dense;
         RowKindCase(dense, 13, 9000, t, false).test();  // more rows than all stages of a ring hold
+        dense.layout = Layout::aligned_heads;
+        RowKindCase(dense, 14, kLongColumns, t, false).test();
       }
     }
   }

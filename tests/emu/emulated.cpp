@@ -109,14 +109,16 @@ std::vector<RowNormShape> row_norm_shapes() {
   add_longest<double>(shapes);
   add_longest<float>(shapes);
   add_longest<__half>(shapes);
-  // Rows that fit nowhere.
+  // Rows that fit nowhere, or into the rings of a cluster alone.
   shapes.push_back({1, 40000});
-  for (const int64_t c : {32769, 65536, 65600, 131073}) shapes.push_back({1, c, false});
+  for (const int64_t c : {32769, 65536, 65608, 131073}) shapes.push_back({1, c, false});
   // Blocks that go round several times, and more partial sums than are added up at once.
   // Two rows to a block, no row fetched ahead, rows of any alignment.
   shapes.insert(shapes.end(), {{200, 24}, {4000, 8}, {40, 300}, {5, 9000}, {41, 1536}, {7, 16384, false}, {61, 1031}});
   // More rows than all stages of a ring hold: the others are drawn. And more than are added up in one register.
   shapes.insert(shapes.end(), {{17, 9000, false}, {257, 3416, false, sizeof(float)}});
+  // In parts, of which the last is shorter, and more rows than two clusters have stages.
+  shapes.insert(shapes.end(), {{23, 28808, true, sizeof(__half)}, {23, 14404, true, sizeof(float)}});
   return shapes;
 }
 

@@ -157,16 +157,20 @@ def no_local_memory(kernel: Kernel, _: str) -> Iterator[str]:
 
 @rule
 def no_atomics(kernel: Kernel, _: str) -> Iterator[str]:
-    """They come in another order on every run. Rings forward draw a row's number so: at first, and for a free stage."""
-    drawn = 2 if kernel.name == "ring_forward_kernel" else 0
+    """They come in another order on every run. Rings forward draw a row's number so: at first, and for a free stage.
+
+    Clusters do not.
+    """
+    drawn = 2 if kernel.name == "ring_forward_kernel" and not Shape(kernel).cluster else 0
     yield from at_most(kernel, drawn, "atomics", r"ATOM|RED(\.|G|S|UX)")
 
 
 @rule
 def no_generic_accesses(kernel: Kernel, architecture: str) -> Iterator[str]:
     """Accesses whose address space is found out at run time are slower. A peer's shared memory alone is read so."""
+    shape = Shape(kernel)
     yield from at_most(kernel, 0, "stores to an unknown address space", GENERIC_STORE)
-    if not Shape(kernel).cluster or architecture == "sm_80":
+    if not shape.cluster or shape.is_ring or architecture == "sm_80":
         yield from at_most(kernel, 0, "loads from an unknown address space", GENERIC_LOAD)
 
 
@@ -424,11 +428,29 @@ def barriers_where_blocks_share(kernel: Kernel, _: str) -> Iterator[str]:
 @rule
 def clusters_meet_and_read_each_other(kernel: Kernel, architecture: str) -> Iterator[str]:
     shape = Shape(kernel)
+    if shape.is_ring and shape.cluster:
+        return  # the next rule's
     if shape.cluster and architecture != "sm_80":
         yield from at_least(kernel, 2, "barriers of the cluster", CLUSTER_BARRIER)  # a sum, and the end
         yield from at_least(kernel, shape.row_sums if shape.is_row else shape.sums, "loads from peers", GENERIC_LOAD)
     else:
         yield from at_most(kernel, 0, "barriers of the cluster", r"UCGABAR")
+
+
+@rule
+def clusters_of_rings_send_messages(kernel: Kernel, architecture: str) -> Iterator[str]:
+    """They meet at the beginning and at the end, which has the whole GPU see what was written; between, messages do."""
+    shape = Shape(kernel)
+    if not shape.is_ring:
+        return
+    if not shape.cluster or architecture == "sm_80":
+        yield from at_most(kernel, 0, "messages", "STAS")
+        return
+    yield from at_least(kernel, 1, "messages", r"STAS\.128")
+    yield from at_least(kernel, 2, "barriers of the cluster", CLUSTER_BARRIER)
+    yield from at_most(kernel, 2, "barriers of the cluster", CLUSTER_BARRIER)
+    yield from at_most(kernel, 2, "barriers of the GPU's memory", r"MEMBAR\S*\.(GPU|SYS)")
+    yield from at_most(kernel, 2, "caches emptied", r"CCTL\.IVALL")
 
 
 # Never behind another kernel of their op, or launched when that is through: Launch::alone.
