@@ -13,6 +13,10 @@ That they find what they are for was tried with faults planted in the kernels, o
   not change its parity: an error;
 - in a ring, sums of warps that are not there and that are not set to zero, or the sums of a block's second hundred rows
   stored where another block's are: wrong values;
+- in clusters of a ring, one buffer of messages instead of two in turn (in some schedules), the wrong parity of theirs,
+  bytes that are not expected, a block that does not wait for its last messages: AddressSanitizer, for they are on their
+  way; a last part as long as the others: AddressSanitizer; a part's own mean taken for the row's: wrong values. A
+  cluster that does not meet before its first row is not found here, but by test_cubins.py, which counts the barriers;
 - store_row() stores one element too many: AddressSanitizer.
 """
 
