@@ -102,8 +102,7 @@ struct CenteredRows {
       if (centered) {
         const A first = widen(row.first) * this->scale;
         A total[1];
-        row.sum(
-            this->scale, first, [](A d, A(&out)[1]) { out[0] = d; }, total);
+        row.sum(this->scale, first, [](A d, A(&out)[1]) { out[0] = d; }, total);
         group_sum(total);
         center = first + total[0] * inverse_n;
       }
@@ -264,8 +263,7 @@ struct Uncentered {
     template <class Row, class GroupSum>
     __device__ A measure(Row& row, bool, A inverse_n, GroupSum& group_sum) {
       A squares[1];
-      row.sum(
-          this->scale, A(0), [](A x, A(&out)[1]) { out[0] = x * x; }, squares);
+      row.sum(this->scale, A(0), [](A x, A(&out)[1]) { out[0] = x * x; }, squares);
       group_sum(squares);
       this->variance = squares[0] * inverse_n;
       return scale_for(squares[0], A(0));
