@@ -15,6 +15,7 @@ from normext import (  # _load first: it loads the extension, or says why not
     nested,
     quantization,
     running,
+    scripting,
 )
 from normext._version import __version__
 from normext.config import show_config
@@ -27,4 +28,4 @@ __all__ = ["__version__", "convert", "disable", "enable", "enabled", "register",
 __all__ += functional.__all__
 __all__ += modules.__all__
 
-del _load, integrations, nested, quantization, running
+del _load, integrations, nested, quantization, running, scripting

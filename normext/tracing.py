@@ -1,17 +1,10 @@
-"""What tracers see of the norms: torch.fx the modules, as leaves like torch.nn's, and TorchScript the operators."""
+"""What torch.fx's tracers see of the norms: the modules, as leaves like torch.nn's."""
 
 import copy
 from typing import Any
 
 from torch.fx import Proxy, Tracer
-from torch.jit._builtins import _register_builtin
 from torch.nn import Module
-
-from normext import functional
-
-# A script that calls the function calls the operator: the function's body is for Python only.
-for _name in functional.__all__:
-    _register_builtin(getattr(functional, _name), f"normext::{_name}")
 
 
 def as_torch(module: Module) -> Module:

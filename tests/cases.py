@@ -308,8 +308,10 @@ MODULES = {
     "AddRMSNorm": lambda: (Block(normext.AddRMSNorm(5, 1e-6, weight_offset=1.0)), [4, 3, 5]),
     "GroupNorm": lambda: (normext.GroupNorm(2, 4), [3, 4, 5]),
     "GroupNorm with silu": lambda: (normext.GroupNorm(2, 4, activation="silu"), [3, 4, 5, 2]),
+    "GroupNorm with leaky_relu": lambda: (normext.GroupNorm(2, 4, activation=("leaky_relu", 0.2)), [3, 4, 5, 2]),
     "InstanceNorm1d": lambda: (normext.InstanceNorm1d(3, affine=True), [4, 3, 5]),
     "InstanceNorm2d with statistics": lambda: (normext.InstanceNorm2d(3, track_running_stats=True), [4, 3, 5, 2]),
+    "InstanceNorm with leaky_relu": lambda: (normext.InstanceNorm1d(3, activation=("leaky_relu", 0.2)), [4, 3, 5]),
     "BatchNorm1d": lambda: (normext.BatchNorm1d(3), [4, 3]),
     "BatchNorm2d": lambda: (normext.BatchNorm2d(3), [4, 3, 5, 2]),
     "BatchNorm3d": lambda: (normext.BatchNorm3d(3), [4, 3, 5, 2, 2]),
@@ -317,6 +319,10 @@ MODULES = {
     "BatchNorm with residual": lambda: (
         ResidualBlock(normext.BatchNorm1d(3, momentum=None, activation="silu")),
         [4, 3, 5],
+    ),
+    "BatchNorm with leaky_relu and residual": lambda: (
+        ResidualBlock(normext.BatchNorm2d(3, activation=("leaky_relu", 0.2))),
+        [4, 3, 5, 2],
     ),
     "BatchNorm plain": lambda: (normext.BatchNorm1d(3, affine=False), [4, 3, 5]),
     "BatchNorm with the cumulative average": lambda: (normext.BatchNorm2d(3, momentum=None), [4, 3, 5, 2]),

@@ -82,6 +82,27 @@ def test_script_of_functions(device: str) -> None:
     torch.testing.assert_close(twins, list(statistics))
 
 
+def test_script_of_activations(device: str) -> None:
+    def function(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        y = normext.batch_norm(x, mean, var, residual=x, activation=("leaky_relu", 0.3))
+        y = y + normext.batch_norm(x, mean, var, activation="leaky_relu")
+        y = y + normext.group_norm(x, 2, activation=("leaky_relu", 0.3)) + normext.group_norm(x, 2, activation="silu")
+        y = y + normext.instance_norm(x, activation=("leaky_relu", 0.3)) + normext.instance_norm(x, activation="relu")
+        return y + normext.group_norm(x, 2) + normext.instance_norm(x)
+
+    scripted, x = torch.jit.script(function), values(3, 4, 5, device=device)
+    statistics = running(4, device=device)
+    torch.testing.assert_close(scripted(x, *statistics), function(x, *statistics))
+
+
+def test_script_takes_known_activations_alone(device: str) -> None:
+    def function(x: Tensor) -> Tensor:
+        return normext.group_norm(x, 2, activation=("gelu", 0.3))
+
+    with pytest.raises(RuntimeError, match="expected activation to be None, 'relu', 'leaky_relu'"):
+        torch.jit.script(function)(values(3, 4, 5, device=device))
+
+
 @modules
 @modes
 def test_trace(device: str, training: bool, make: Callable) -> None:
