@@ -41,7 +41,7 @@ struct ShortSums {
 };
 
 template <class Sum>
-Sum join(Sum (&chains)[kChains]) {
+NORMEXT_INLINE inline Sum join(Sum (&chains)[kChains]) {
   chains[0] += chains[1];
   if constexpr (kChains == 4) {
     chains[2] += chains[3];
