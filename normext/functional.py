@@ -3,7 +3,8 @@
 Each call takes one of four ways. While a compiler or exporter looks on, it goes through ``torch.ops.normext``, which it
 can trace. A tensor subclass or a mode with ``__torch_function__`` is handed the call. Under ``torch.func`` transforms
 and forward-mode AD, which refuse derivatives written in C++, compiled or not, it goes through
-:mod:`normext.transforms`. Ordinary calls go straight into C++.
+:mod:`normext.transforms`. Ordinary calls go straight into C++, and are found by the fewest questions: on tensors of a
+few elements each is some percent of a call.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from normext import _C, transforms
+from normext._C import transformed
 from normext.activations import Activation, parts
 
 __all__ = [
@@ -37,7 +39,7 @@ def _call(function: Callable[..., Any], tensors: tuple[Tensor | None, ...], *arg
         return getattr(transforms if transforms.compiled() else torch.ops.normext, name)(*arguments, **options)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(function, tensors, *arguments, **options)
-    return getattr(transforms if transforms.active() else _C, name)(*arguments, **options)
+    return getattr(transforms if transformed() else _C, name)(*arguments, **options)
 
 
 def layer_norm(
@@ -68,6 +70,10 @@ def layer_norm(
     Raises:
         RuntimeError: if shapes, dtypes or devices do not fit; the message names what was expected and what came.
     """
+    if not (is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias) or transformed()):
+        if isinstance(weight_offset, float) and weight_offset == 0:
+            return _C.layer_norm(input, normalized_shape, weight, bias, eps)  # a keyword would take 0.2 us
+        return _C.layer_norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
     if is_compiling():
         norm = transforms.layer_norm if transforms.compiled() else torch.ops.normext.layer_norm
         return norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
@@ -83,11 +89,7 @@ def layer_norm(
             eps=eps,
             weight_offset=weight_offset,
         )
-    if transforms.active():
-        return transforms.layer_norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
-    if isinstance(weight_offset, float) and weight_offset == 0:
-        return _C.layer_norm(input, normalized_shape, weight, bias, eps)  # a keyword would take 0.2 us
-    return _C.layer_norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
+    return transforms.layer_norm(input, normalized_shape, weight, bias, eps, weight_offset=weight_offset)
 
 
 def rms_norm(
@@ -122,6 +124,10 @@ def rms_norm(
         >>> normext.rms_norm(torch.tensor([3.0, 4.0]), [2], weight=torch.ones(2), eps=0.0)
         tensor([0.8485, 1.1314])
     """
+    if not (is_dynamo_compiling() or has_torch_function_variadic(input, weight) or transformed()):
+        if isinstance(weight_offset, float) and weight_offset == 0:
+            return _C.rms_norm(input, normalized_shape, weight, eps)  # as layer_norm
+        return _C.rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
     if is_compiling():
         norm = transforms.rms_norm if transforms.compiled() else torch.ops.normext.rms_norm
         return norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
@@ -129,11 +135,7 @@ def rms_norm(
         tensors = (input, weight)
         beyond = {"weight_offset": weight_offset} if weight_offset else {}  # unknown to torch's jagged tensors
         return handle_torch_function(rms_norm, tensors, input, normalized_shape, weight=weight, eps=eps, **beyond)
-    if transforms.active():
-        return transforms.rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
-    if isinstance(weight_offset, float) and weight_offset == 0:
-        return _C.rms_norm(input, normalized_shape, weight, eps)  # a keyword would take 0.2 us
-    return _C.rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
+    return transforms.rms_norm(input, normalized_shape, weight, eps, weight_offset=weight_offset)
 
 
 def add_layer_norm(
@@ -318,7 +320,13 @@ def batch_norm(
                 [1.5000]])
     """
     plain = residual is None and activation is None
-    if is_compiling():
+    if not (
+        is_dynamo_compiling()
+        or has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual)
+        or transformed()
+    ):
+        norm = _C.batch_norm
+    elif is_compiling():
         if not isinstance(training, bool):  # an operator would take other things for one
             given = type(training).__name__
             raise TypeError(f"batch_norm(): argument 'training' (position 6) must be bool, not {given}")
@@ -330,7 +338,7 @@ def batch_norm(
             options |= {"residual": residual, "activation": activation}
         return handle_torch_function(batch_norm, tensors, *tensors[:3], weight=weight, bias=bias, **options)
     else:
-        norm = transforms.batch_norm if transforms.active() else _C.batch_norm
+        norm = transforms.batch_norm
     if plain:
         return norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     name, slope = parts(activation)
@@ -373,21 +381,22 @@ def group_norm(
         >>> normext.group_norm(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), 2, activation="relu")
         tensor([[0.0000, 1.0000, 0.0000, 0.0000]])
     """
-    name, slope = parts(activation)
-    if is_compiling():
+    if not (is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias) or transformed()):
+        if activation is None:
+            return _C.group_norm(input, num_groups, weight, bias, eps)  # as layer_norm
+        norm: Callable[..., Any] = _C.group_norm
+    elif is_compiling():
         norm = transforms.group_norm if transforms.compiled() else torch.ops.normext.group_norm
-        return norm(input, num_groups, weight, bias, eps, activation=name, slope=slope)
-    if has_torch_function_variadic(input, weight, bias):
+    elif has_torch_function_variadic(input, weight, bias):
         tensors = (input, weight, bias)
         beyond = {} if activation is None else {"activation": activation}
         return handle_torch_function(
             group_norm, tensors, input, num_groups, weight=weight, bias=bias, eps=eps, **beyond
         )
-    if transforms.active():
-        return transforms.group_norm(input, num_groups, weight, bias, eps, activation=name, slope=slope)
-    if activation is None:
-        return _C.group_norm(input, num_groups, weight, bias, eps)  # as layer_norm
-    return _C.group_norm(input, num_groups, weight, bias, eps, activation=name, slope=slope)
+    else:
+        norm = transforms.group_norm
+    name, slope = parts(activation)
+    return norm(input, num_groups, weight, bias, eps, activation=name, slope=slope)
 
 
 def instance_norm(
@@ -454,7 +463,7 @@ def instance_norm(
             **beyond,
         )
     else:
-        norm = transforms.instance_norm if transforms.active() else _C.instance_norm
+        norm = transforms.instance_norm if transformed() else _C.instance_norm
     return norm(
         input,
         running_mean,

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normext import activations, transforms
+from normext import _C, activations, transforms
 
 ops = torch.ops.normext
 Group = tuple[str, int]  # the name that collectives know it by, and how many processes it has
@@ -25,7 +25,7 @@ def group_of(process_group: Any) -> Group | None:
     size = dist.get_world_size(group)
     if size <= 1:
         return None
-    if transforms.compiled() if torch.compiler.is_compiling() else transforms.active():
+    if transforms.compiled() if torch.compiler.is_compiling() else _C.transformed():
         raise NotImplementedError(
             "SyncBatchNorm: torch.func transforms and forward-mode AD cannot follow what other processes compute; "
             "expected a call outside of them, or a group of one process"

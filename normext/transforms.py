@@ -22,13 +22,11 @@ from normext import _C, activations
 ops = torch.ops.normext
 
 
-def active() -> bool:
-    """Whether a torch.func transform or a forward-mode AD level is in force."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
 def compiled() -> bool:
-    """The same within what torch.compile traces: it takes whatever a call returns for something, not for None."""
+    """What :func:`normext._C.transformed` says, within what torch.compile traces.
+
+    That takes whatever a call returns for something, not for None.
+    """
     return isinstance(peek_interpreter_stack(), CInterpreter) or forward_ad._current_level >= 0
 
 

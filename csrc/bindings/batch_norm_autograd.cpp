@@ -147,7 +147,7 @@ static Forward forward_autograd(const Tensor& input, const MaybeTensor& running_
                                 const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias, bool training,
                                 double eps, const MaybeTensor& residual, ActivationName activation, double slope) {
   check_not_differentiated(running_mean, running_var, training);
-  const Tensor weight = or_undefined(maybe_weight), bias = or_undefined(maybe_bias);
+  const Tensor &weight = or_undefined(maybe_weight), &bias = or_undefined(maybe_bias);
   const auto forward = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(input, running_mean, running_var, maybe_weight, maybe_bias, training, eps, residual, activation,
@@ -196,8 +196,8 @@ static WithResidual activation_backward_autograd(const Tensor& grad_output, cons
                                                  const MaybeTensor& maybe_bias, const MaybeTensor& maybe_residual,
                                                  bool training, double eps, ResidualMask mask,
                                                  std::string_view activation, double slope) {
-  const Tensor weight = or_undefined(maybe_weight), bias = or_undefined(maybe_bias);
-  const Tensor residual = or_undefined(maybe_residual);
+  const Tensor &weight = or_undefined(maybe_weight), &bias = or_undefined(maybe_bias);
+  const Tensor& residual = or_undefined(maybe_residual);
   const bool tangents = have_tangents(grad_output, input, weight, bias, residual);
   if (!tangents && !needs_autograd("batch_norm_activation_backward", grad_output, input, weight, bias, residual)) {
     const at::AutoDispatchBelowADInplaceOrView guard;

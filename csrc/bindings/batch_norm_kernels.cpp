@@ -102,7 +102,7 @@ WithResidual activation_backward_meta(const Tensor& grad_output, const Tensor& i
 static Forward forward_kernel(const Tensor& input, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                               const MaybeTensor& weight, const MaybeTensor& bias, bool training, double eps,
                               const MaybeTensor& residual, ActivationName activation, double slope) {
-  Arguments a(running_mean, running_var, weight, bias, residual);
+  const Arguments a(running_mean, running_var, weight, bias, residual);
   BatchNormForward op{};
   op.activation = activation_of("batch_norm", activation, slope);
   const auto param_type = check(input, a, training, eps);
@@ -113,21 +113,21 @@ static Forward forward_kernel(const Tensor& input, const MaybeTensor& running_me
     return outputs;
   }
   const auto format = memory_format(input);
-  const Tensor data = input.contiguous(format);
-  for (Tensor* t : {&a.running_mean, &a.running_var, &a.weight, &a.bias}) *t = contiguous_or_undefined(*t);
-  if (a.residual.defined()) a.residual = a.residual.contiguous(format);
-  op.input = data.const_data_ptr();
-  op.weight = data_or_null(a.weight);
-  op.bias = data_or_null(a.bias);
-  op.residual = data_or_null(a.residual);
+  const auto data = input.expect_contiguous(format), residuals = contiguous_or_undefined(a.residual, format);
+  const auto means = contiguous_or_undefined(a.running_mean), vars = contiguous_or_undefined(a.running_var);
+  const auto weights = contiguous_or_undefined(a.weight), biases = contiguous_or_undefined(a.bias);
+  op.input = data->const_data_ptr();
+  op.weight = data_or_null(*weights);
+  op.bias = data_or_null(*biases);
+  op.residual = data_or_null(*residuals);
   op.output = output.mutable_data_ptr();
   op.mean = mean.mutable_data_ptr();
   op.rstd = rstd.mutable_data_ptr();
   if (training) {
     op.var = var.mutable_data_ptr();
   } else {
-    op.running_mean = a.running_mean.const_data_ptr();
-    op.running_var = a.running_var.const_data_ptr();
+    op.running_mean = means->const_data_ptr();
+    op.running_var = vars->const_data_ptr();
   }
   op.shape = shape_of(input, format);
   op.eps = eps;
@@ -139,10 +139,9 @@ static Forward forward_kernel(const Tensor& input, const MaybeTensor& running_me
 
 // The kernel of both backward operators. grad_residual is asked for where there is an activation only.
 static WithResidual run_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd,
-                                 const Tensor& maybe_weight, const Tensor& maybe_bias, const Tensor& maybe_residual,
-                                 bool training, ResidualMask mask, const Activation& activation) {
-  const Tensor weight = contiguous_or_undefined(maybe_weight), bias = contiguous_or_undefined(maybe_bias);
-  const auto param_type = check_backward(grad_output, input, mean, rstd, weight, bias, maybe_residual);
+                                 const Tensor& weight, const Tensor& bias, const Tensor& residual, bool training,
+                                 ResidualMask mask, const Activation& activation) {
+  const auto param_type = check_backward(grad_output, input, mean, rstd, weight, bias, residual);
   WithResidual gradients = allocate_gradients(input, param_type, mask);
   auto& [grad_input, grad_weight, grad_bias, grad_residual] = gradients;
   if (input.numel() == 0) {
@@ -152,15 +151,16 @@ static WithResidual run_backward(const Tensor& grad_output, const Tensor& input,
   }
   if (mask == ResidualMask{}) return gradients;
   const auto format = memory_format(input);
-  const Tensor dy = grad_output.contiguous(format), x = input.contiguous(format);
-  const Tensor residual = maybe_residual.defined() ? maybe_residual.contiguous(format) : maybe_residual;
-  const Tensor m = mean.contiguous(), r = rstd.contiguous();
+  const auto dy = grad_output.expect_contiguous(format), x = input.expect_contiguous(format);
+  const auto m = mean.expect_contiguous(), r = rstd.expect_contiguous();
+  const auto weights = contiguous_or_undefined(weight), biases = contiguous_or_undefined(bias);
+  const auto residuals = contiguous_or_undefined(residual, format);
   BatchNormBackward op{};
-  op.grad_output = dy.const_data_ptr();
-  op.input = x.const_data_ptr();
-  op.mean = m.const_data_ptr();
-  op.rstd = r.const_data_ptr();
-  op.weight = data_or_null(weight);
+  op.grad_output = dy->const_data_ptr();
+  op.input = x->const_data_ptr();
+  op.mean = m->const_data_ptr();
+  op.rstd = r->const_data_ptr();
+  op.weight = data_or_null(*weights);
   op.grad_input = mutable_data_or_null(grad_input);
   op.grad_weight = mutable_data_or_null(grad_weight);
   op.grad_bias = mutable_data_or_null(grad_bias);
@@ -168,8 +168,8 @@ static WithResidual run_backward(const Tensor& grad_output, const Tensor& input,
   op.training = training;
   op.dtype = dtype_of(input.scalar_type());
   op.param_dtype = dtype_of(param_type);
-  op.bias = data_or_null(bias);
-  op.residual = data_or_null(residual);
+  op.bias = data_or_null(*biases);
+  op.residual = data_or_null(*residuals);
   op.grad_residual = mutable_data_or_null(grad_residual);
   op.activation = activation;
   run(op, input.device());

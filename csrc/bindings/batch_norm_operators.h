@@ -15,7 +15,7 @@ using WithResidual = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // gradients o
 using ResidualMask = std::array<bool, 4>;                         // which of these are asked for
 
 struct Arguments {
-  Tensor running_mean, running_var, weight, bias, residual;
+  const Tensor &running_mean, &running_var, &weight, &bias, &residual;
 
   Arguments(const MaybeTensor& mean, const MaybeTensor& var, const MaybeTensor& w, const MaybeTensor& b,
             const MaybeTensor& r)

@@ -19,7 +19,10 @@ using MaybeTensor = std::optional<Tensor>;
 using Mask = std::array<bool, 3>;                      // which of grad_input, grad_weight and grad_bias are asked for
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of input, weight and bias
 
-inline Tensor or_undefined(const MaybeTensor& tensor) { return tensor.value_or(Tensor{}); }
+inline const Tensor& or_undefined(const MaybeTensor& tensor) {
+  static const Tensor undefined;
+  return tensor ? *tensor : undefined;
+}
 inline MaybeTensor or_none(const Tensor& tensor) { return tensor.defined() ? MaybeTensor(tensor) : std::nullopt; }
 
 // Statistics are kept in float64 for float64 inputs, in float32 for all others.
@@ -79,7 +82,10 @@ inline const void* data_or_null(const Tensor& tensor) { return tensor.defined() 
 inline void* mutable_data_or_null(const Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
 }
-inline Tensor contiguous_or_undefined(const Tensor& tensor) { return tensor.defined() ? tensor.contiguous() : tensor; }
+inline c10::MaybeOwned<Tensor> contiguous_or_undefined(const Tensor& tensor,
+                                                       at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  return tensor.defined() ? tensor.expect_contiguous(format) : c10::MaybeOwned<Tensor>::borrowed(tensor);
+}
 
 // Runs an op of csrc/ops on the device its tensors are on.
 template <class Op>

@@ -94,7 +94,7 @@ Forward forward_autograd(const Tensor& input, c10::SymInt num_groups, const Mayb
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(input, num_groups, maybe_weight, maybe_bias, eps, activation, slope);
   };
-  const Tensor weight = or_undefined(maybe_weight), bias = or_undefined(maybe_bias);
+  const Tensor &weight = or_undefined(maybe_weight), &bias = or_undefined(maybe_bias);
   if (!needs_autograd("group_norm_forward", input, weight, bias)) return forward();
   const auto node = make_node(
       GroupNormDerivative{num_groups, eps, activation ? std::optional<std::string>(*activation) : std::nullopt, slope},
@@ -109,7 +109,7 @@ Forward forward_autograd(const Tensor& input, c10::SymInt num_groups, const Mayb
 Gradients backward_autograd(const Tensor& grad_output, const Tensor& input, c10::SymInt num_groups, const Tensor& mean,
                             const Tensor& rstd, const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias,
                             double eps, Mask mask, ActivationName activation, double slope) {
-  const Tensor weight = or_undefined(maybe_weight), bias = or_undefined(maybe_bias);
+  const Tensor &weight = or_undefined(maybe_weight), &bias = or_undefined(maybe_bias);
   const bool tangents = have_tangents(grad_output, input, weight, bias);
   if (!tangents && !needs_autograd("group_norm_backward", grad_output, input, weight, bias)) {
     const at::AutoDispatchBelowADInplaceOrView guard;

@@ -76,11 +76,11 @@ Gradients backward_meta(const Tensor& grad_output, const Tensor& input, c10::Sym
 // ------------------------------------------------------------------------------------------------ kernels
 static Forward forward_kernel(const Tensor& input, int64_t num_groups, const MaybeTensor& maybe_weight,
                               const MaybeTensor& maybe_bias, double eps, ActivationName activation, double slope) {
-  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
-  const Tensor bias = contiguous_or_undefined(or_undefined(maybe_bias));
+  const auto weight = contiguous_or_undefined(or_undefined(maybe_weight));
+  const auto bias = contiguous_or_undefined(or_undefined(maybe_bias));
   GroupNormForward op{};
   op.activation = activation_of("group_norm", activation, slope);
-  const auto param_type = check(input, num_groups, weight, bias);
+  const auto param_type = check(input, num_groups, *weight, *bias);
   auto outputs = allocate(input, num_groups);
   auto& [output, mean, rstd, var] = outputs;
   if (input.numel() == 0) {
@@ -88,10 +88,10 @@ static Forward forward_kernel(const Tensor& input, int64_t num_groups, const May
     return outputs;
   }
   const auto format = memory_format(input);
-  const Tensor data = input.contiguous(format);
-  op.input = data.const_data_ptr();
-  op.weight = data_or_null(weight);
-  op.bias = data_or_null(bias);
+  const auto data = input.expect_contiguous(format);
+  op.input = data->const_data_ptr();
+  op.weight = data_or_null(*weight);
+  op.bias = data_or_null(*bias);
   op.output = output.mutable_data_ptr();
   op.mean = mean.mutable_data_ptr();
   op.rstd = rstd.mutable_data_ptr();
@@ -108,11 +108,11 @@ static Forward forward_kernel(const Tensor& input, int64_t num_groups, const May
 static Gradients backward_kernel(const Tensor& grad_output, const Tensor& input, int64_t num_groups, const Tensor& mean,
                                  const Tensor& rstd, const MaybeTensor& maybe_weight, const MaybeTensor& maybe_bias,
                                  double, Mask mask, ActivationName activation, double slope) {
-  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
-  const Tensor bias = contiguous_or_undefined(or_undefined(maybe_bias));
+  const auto weight = contiguous_or_undefined(or_undefined(maybe_weight));
+  const auto bias = contiguous_or_undefined(or_undefined(maybe_bias));
   GroupNormBackward op{};
   op.activation = activation_of("group_norm_backward", activation, slope);
-  const auto param_type = check_backward(grad_output, input, num_groups, mean, rstd, weight, bias);
+  const auto param_type = check_backward(grad_output, input, num_groups, mean, rstd, *weight, *bias);
   auto gradients = allocate_gradients(input, param_type, mask);
   auto& [grad_input, grad_weight, grad_bias] = gradients;
   if (input.numel() == 0) {
@@ -122,14 +122,14 @@ static Gradients backward_kernel(const Tensor& grad_output, const Tensor& input,
   }
   if (!mask[0] && !mask[1] && !mask[2]) return gradients;
   const auto format = memory_format(input);
-  const Tensor dy = grad_output.contiguous(format), x = input.contiguous(format);
-  const Tensor m = mean.contiguous(), r = rstd.contiguous();
-  op.grad_output = dy.const_data_ptr();
-  op.input = x.const_data_ptr();
-  op.mean = m.const_data_ptr();
-  op.rstd = r.const_data_ptr();
-  op.weight = data_or_null(weight);
-  op.bias = data_or_null(bias);
+  const auto dy = grad_output.expect_contiguous(format), x = input.expect_contiguous(format);
+  const auto m = mean.expect_contiguous(), r = rstd.expect_contiguous();
+  op.grad_output = dy->const_data_ptr();
+  op.input = x->const_data_ptr();
+  op.mean = m->const_data_ptr();
+  op.rstd = r->const_data_ptr();
+  op.weight = data_or_null(*weight);
+  op.bias = data_or_null(*bias);
   op.grad_input = mutable_data_or_null(grad_input);
   op.grad_weight = mutable_data_or_null(grad_weight);
   op.grad_bias = mutable_data_or_null(grad_bias);

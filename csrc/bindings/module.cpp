@@ -1,12 +1,15 @@
 // module.cpp -- normext._C: the functions that eager calls take straight into C++, and what was built.
 #define FMT_HEADER_ONLY  // python_arg_parser.h formats messages: torch exports none of fmt's functions
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/utils/python_arg_parser.h>
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -56,8 +59,14 @@ py::dict build_info() {
   return info;
 }
 
-// What a function returns, for Python. The GIL is released while it runs: the kernels need no Python, and dispatch to
-// Python takes it by itself.
+// Whether giving up the GIL and taking it again would take longer than what it is given up for.
+bool is_brief(const Tensor& input) {
+  const auto count = input.sym_numel();
+  return input.is_cpu() && !count.is_symbolic() && count < 4096;
+}
+
+// What a function of `input` returns, for Python. The GIL is released while it runs, unless that is brief: the kernels
+// need no Python, and dispatch to Python takes it by itself.
 inline PyObject* wrapped(Tensor&& tensor) { return THPVariable_Wrap(std::move(tensor)); }
 inline PyObject* wrapped(std::tuple<Tensor, Tensor>&& tensors) {
   auto [first, second] = std::move(tensors);
@@ -65,9 +74,10 @@ inline PyObject* wrapped(std::tuple<Tensor, Tensor>&& tensors) {
 }
 
 template <class Call>
-PyObject* unlocked(const Call& call) {
+PyObject* unlocked(const Tensor& input, const Call& call) {
   const auto run = [&] {
-    const py::gil_scoped_release released;
+    std::optional<py::gil_scoped_release> released;
+    if (!is_brief(input)) released.emplace();
     return call();
   };
   if constexpr (std::is_void_v<decltype(call())>) {
@@ -120,7 +130,7 @@ PyObject* parsed(PyObject*, PyObject* args, PyObject* kwargs) {
     torch::ParsedArgs<sizeof...(Args)> places;
     auto found = parser.parse(args, kwargs, places);
     const std::tuple<decltype(read<Args>(found, kPlace))...> values{read<Args>(found, kPlace)...};
-    return unlocked([&] { return std::apply(function, values); });
+    return unlocked(std::get<0>(values), [&] { return std::apply(function, values); });
   };
   return call(function, std::make_index_sequence<parameters(function)>{});
   END_HANDLE_TH_ERRORS
@@ -129,6 +139,14 @@ PyObject* parsed(PyObject*, PyObject* args, PyObject* kwargs) {
 template <auto function, const auto& kSignature>
 PyCFunction with_keywords() {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(parsed<function, kSignature>));
+}
+
+// Whether a torch.func transform or a forward-mode AD level is in force. Every eager call asks.
+PyObject* transformed(PyObject*, PyObject*) {
+  HANDLE_TH_ERRORS
+  return PyBool_FromLong(c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+                         torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr);
+  END_HANDLE_TH_ERRORS
 }
 
 // The order and the types are those of the function's parameters.
@@ -164,20 +182,21 @@ constexpr char kInstanceNorm[] =
   {#name, with_keywords<name, signature>(), METH_VARARGS | METH_KEYWORDS, nullptr}, {               \
     "check_" #name, with_keywords<check_##name, signature>(), METH_VARARGS | METH_KEYWORDS, nullptr \
   }
-PyMethodDef norms[] = {NORMEXT_NORM(layer_norm, kLayerNorm),
-                       NORMEXT_NORM(rms_norm, kRMSNorm),
-                       NORMEXT_NORM(add_layer_norm, kAddLayerNorm),
-                       NORMEXT_NORM(add_rms_norm, kAddRMSNorm),
-                       NORMEXT_NORM(adaptive_layer_norm, kAdaptiveLayerNorm),
-                       NORMEXT_NORM(adaptive_rms_norm, kAdaptiveRMSNorm),
-                       NORMEXT_NORM(batch_norm, kBatchNorm),
-                       NORMEXT_NORM(group_norm, kGroupNorm),
-                       NORMEXT_NORM(instance_norm, kInstanceNorm),
-                       {nullptr, nullptr, 0, nullptr}};
+PyMethodDef functions[] = {NORMEXT_NORM(layer_norm, kLayerNorm),
+                           NORMEXT_NORM(rms_norm, kRMSNorm),
+                           NORMEXT_NORM(add_layer_norm, kAddLayerNorm),
+                           NORMEXT_NORM(add_rms_norm, kAddRMSNorm),
+                           NORMEXT_NORM(adaptive_layer_norm, kAdaptiveLayerNorm),
+                           NORMEXT_NORM(adaptive_rms_norm, kAdaptiveRMSNorm),
+                           NORMEXT_NORM(batch_norm, kBatchNorm),
+                           NORMEXT_NORM(group_norm, kGroupNorm),
+                           NORMEXT_NORM(instance_norm, kInstanceNorm),
+                           {"transformed", transformed, METH_NOARGS, nullptr},
+                           {nullptr, nullptr, 0, nullptr}};
 #undef NORMEXT_NORM
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  if (PyModule_AddFunctions(m.ptr(), norms) != 0) throw py::error_already_set();
+  if (PyModule_AddFunctions(m.ptr(), functions) != 0) throw py::error_already_set();
   m.def("check_not_differentiated", check_not_differentiated);
   m.def("supported_isas", supported_isas);
   m.def("get_isa", get_isa);

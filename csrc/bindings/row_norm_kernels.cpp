@@ -33,32 +33,36 @@ static std::optional<RowStrides> find_strides(const Tensor& tensor, int64_t dims
 }
 
 struct Rows {
-  Tensor tensor;  // undefined where there is none
+  c10::MaybeOwned<Tensor> tensor;  // undefined where there is none
   RowStrides strides{};
 
-  const void* data() const { return data_or_null(tensor); }
+  const void* data() const { return data_or_null(*tensor); }
 };
+
+static Rows copied_rows_of(const Tensor& tensor, int64_t dims) {
+  auto copy = c10::MaybeOwned<Tensor>::owned(tensor.contiguous());
+  const auto strides = find_strides(*copy, dims);
+  return {std::move(copy), *strides};
+}
 
 // As they lie, or a contiguous copy of them.
 static Rows rows_of(const Tensor& tensor, int64_t dims) {
-  if (!tensor.defined()) return {};
-  if (const auto strides = find_strides(tensor, dims)) return {tensor, *strides};
-  Tensor copy = tensor.contiguous();
-  const auto strides = find_strides(copy, dims);
-  return {std::move(copy), *strides};
+  if (!tensor.defined()) return {c10::MaybeOwned<Tensor>::borrowed(tensor)};
+  if (const auto strides = find_strides(tensor, dims)) return {c10::MaybeOwned<Tensor>::borrowed(tensor), *strides};
+  return copied_rows_of(tensor, dims);
 }
 
 // The same of parameters, whose lines one stride tells apart.
 static Rows lines_of(const Tensor& tensor, int64_t dims, int64_t columns) {
   Rows lines = rows_of(tensor, dims);
   if (!tensor.defined() || lines.strides.inner * columns == tensor.numel()) return lines;
-  return rows_of(tensor.contiguous(), dims);
+  return copied_rows_of(tensor, dims);
 }
 
 static ParameterLines parameter_lines(const Rows& weight, const Rows& bias, int64_t rows, int64_t columns) {
-  const auto& any = weight.tensor.defined() ? weight : bias;
-  const int64_t lines = any.tensor.defined() ? any.tensor.numel() / columns : 1;
-  const auto stride = [&](const Rows& p) { return p.tensor.defined() ? p.strides.inner_stride : columns; };
+  const auto& any = weight.tensor->defined() ? weight : bias;
+  const int64_t lines = any.tensor->defined() ? any.tensor->numel() / columns : 1;
+  const auto stride = [&](const Rows& p) { return p.tensor->defined() ? p.strides.inner_stride : columns; };
   return {rows / lines, stride(weight), stride(bias)};
 }
 
@@ -143,16 +147,16 @@ RowNormGradients backward_kernel(const RowNorm& norm, const RowNormGrads& in, co
   if (in.input.numel() == 0 || mask == RowNormMask{}) return gradients;
   const auto dims = static_cast<int64_t>(in.normalized_shape.size());
   const Rows grad_output = rows_of(in.grad_output, dims), input = rows_of(in.input, dims);
-  const Tensor grad_sum = contiguous_or_undefined(in.grad_sum), mean = contiguous_or_undefined(in.mean);
-  const Tensor rstd = in.rstd.contiguous();
-  const int64_t rows = rstd.numel(), columns = in.input.numel() / rows;
+  const auto grad_sum = contiguous_or_undefined(in.grad_sum), mean = contiguous_or_undefined(in.mean);
+  const auto rstd = in.rstd.expect_contiguous();
+  const int64_t rows = rstd->numel(), columns = in.input.numel() / rows;
   const Rows weight = lines_of(in.weight, dims, columns);
   RowNormBackward op{};
   op.grad_output = grad_output.data();
-  op.grad_sum = data_or_null(grad_sum);
+  op.grad_sum = data_or_null(*grad_sum);
   op.input = input.data();
-  op.mean = data_or_null(mean);
-  op.rstd = rstd.const_data_ptr();
+  op.mean = data_or_null(*mean);
+  op.rstd = rstd->const_data_ptr();
   op.weight = weight.data();
   op.grad_input = mutable_data_or_null(gradients.input);
   op.grad_residual = mutable_data_or_null(gradients.residual);

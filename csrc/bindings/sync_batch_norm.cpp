@@ -133,24 +133,24 @@ Map map_kernel(const Tensor& input, const Tensor& maybe_strided, const MaybeTens
     return outputs;
   }
   const auto format = memory_format(input);
-  const Tensor data = input.contiguous(format), moments = maybe_strided.contiguous();
-  const Tensor residual = maybe_residual ? maybe_residual->contiguous(format) : Tensor{};
-  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight));
-  const Tensor bias = contiguous_or_undefined(or_undefined(maybe_bias));
+  const auto data = input.expect_contiguous(format), moments = maybe_strided.expect_contiguous();
+  const auto residual = contiguous_or_undefined(or_undefined(maybe_residual), format);
+  const auto weight = contiguous_or_undefined(or_undefined(maybe_weight));
+  const auto bias = contiguous_or_undefined(or_undefined(maybe_bias));
   BatchNormForward op{};
-  op.input = data.const_data_ptr();
-  op.weight = data_or_null(weight);
-  op.bias = data_or_null(bias);
-  op.residual = data_or_null(residual);
+  op.input = data->const_data_ptr();
+  op.weight = data_or_null(*weight);
+  op.bias = data_or_null(*bias);
+  op.residual = data_or_null(*residual);
   op.activation = activation_of("batch_norm_map", activation, slope);
-  op.given = moments.const_data_ptr<double>();
+  op.given = moments->const_data_ptr<double>();
   op.output = output.mutable_data_ptr();
   op.mean = mean.mutable_data_ptr();
   op.rstd = rstd.mutable_data_ptr();
   op.shape = shape_of(input, format);
   op.eps = eps;
   op.dtype = dtype_of(input.scalar_type());
-  op.param_dtype = dtype_of(check_affine("batch_norm_map", input, weight, bias));
+  op.param_dtype = dtype_of(check_affine("batch_norm_map", input, *weight, *bias));
   run(op, input.device());
   return outputs;
 }
@@ -183,12 +183,12 @@ Tensor gradient_map_kernel(const Tensor& grad_output, const Tensor& input, const
                            const Tensor& rstd, const MaybeTensor& maybe_weight, const Tensor& maybe_strided) {
   const Tensor grad_input = gradient_map_meta(grad_output, input, moments, mean, rstd, maybe_weight, maybe_strided);
   if (input.numel() == 0) return grad_input;
-  const Tensor weight = contiguous_or_undefined(or_undefined(maybe_weight)), sums = maybe_strided.contiguous();
+  const auto weight = contiguous_or_undefined(or_undefined(maybe_weight)), sums = maybe_strided.expect_contiguous();
   Backward backward(grad_output, input, moments, mean, rstd);
-  backward.op.given = sums.const_data_ptr<double>();
-  backward.op.weight = data_or_null(weight);
+  backward.op.given = sums->const_data_ptr<double>();
+  backward.op.weight = data_or_null(*weight);
   backward.op.grad_input = grad_input.mutable_data_ptr();
-  if (weight.defined()) backward.op.param_dtype = dtype_of(weight.scalar_type());
+  if (weight->defined()) backward.op.param_dtype = dtype_of(weight->scalar_type());
   run(backward.op, input.device());
   return grad_input;
 }
