@@ -28,7 +28,7 @@ struct RingBackward {
 };
 
 // What a thread does with its part of the row at hand.
-template <class T, class Statistics>
+template <class T, class Statistics, bool kCluster>
 struct RingGradients {
   using A = Compute<T>;
   using Saved = typename Statistics::template Saved<A>;
@@ -37,9 +37,9 @@ struct RingGradients {
   using Plan = RingBackward<T>;
 
   const RowNormBackward& op;
-  const Ring<T, 3, false, false>& ring;
+  const Ring<T, 3, kCluster, false>& ring;
   const SharedParameters<T, 1>& weights;
-  int end;
+  const RingPart<kCluster>& part;
 
   // Calls f(v, column, grad_output, input, grad_output * weight) for the thread's vectors.
   template <class F>
@@ -48,7 +48,7 @@ struct RingGradients {
 #pragma unroll
       for (int v = 0; v < kRingVecs; ++v) {
         const int column = ring_column<T>(v);
-        if (column >= end) break;
+        if (column >= part.columns) break;
         const auto dy = load_shared(ring.values(Plan::kGradOutput) + column);
         const auto x = load_shared(ring.values(Plan::kInput) + column);
         A g[1][kVec<T>];
@@ -71,7 +71,7 @@ struct RingGradients {
 
   // The gradient of a row, and what the row adds to the parameters'.
   __device__ void map(int64_t row, const Saved& saved, const Gradient& gradient, Sums& sums) const {
-    T* const to = static_cast<T*>(op.grad_input) + row * op.columns;
+    T* const to = static_cast<T*>(op.grad_input) + row * op.columns + part.first;
     for_vectors([&](int v, int column, const Pack<T>& dy, const Pack<T>& x, const A(&g)[kVec<T>]) {
       A dx[kVec<T>];
 #pragma unroll
@@ -91,54 +91,58 @@ struct RingGradients {
   }
 };
 
-template <class T, class Statistics>
+template <class T, class Statistics, bool kCluster>
 __global__ void __launch_bounds__(kRingBackwardThreads, 1)
     ring_backward_kernel(const RowNormBackward op, const RingBackward<T> plan, const PartialSums partials) {
   follow();
-  using Rows = RingGradients<T, Statistics>;
+  using Rows = RingGradients<T, Statistics, kCluster>;
   using A = typename Rows::A;
-  using Sum = GroupSum<A, Statistics::kBackwardSums, kRingBackwardThreads, kRingBackwardThreads, false>;
+  using Sum = RingSum<Statistics::kBackwardSums, kRingBackwardThreads, kCluster>;
   SHARED_ARRAY(A, exchange, Sum::kSharedValues);
+  SHARED_ARRAY(float4, messages, Sum::kMessages);
+  SHARED_ARRAY(TransferBarrier, arrived, Sum::kBarriers);
   SHARED_ARRAY(TransferBarrier, full, kRingStages);
   SHARED_ARRAY(int64_t, numbers, kRingStages);
   DYNAMIC_SHARED(char, shared);
-  const SharedParameters<T, 1> weights(shared, op.param_dtype, op.columns, plan.weight_offset);
-  const RingPart<false> part{static_cast<int>(op.columns), plan.ring.share};
-  Ring<T, 3, false, false> ring(plan.ring, part, 0, op.rows,
-                                shared + shared_parameter_bytes<T>(op.param_dtype, op.columns), full, numbers);
-  const Rows rows{op, ring, weights, static_cast<int>(op.columns)};
+  const RingPart<kCluster> part{static_cast<int>(op.columns), plan.ring.share};
+  const SharedParameters<T, 1> weights(shared, op.param_dtype, plan.ring.share, plan.weight_offset);
+  Ring<T, 3, kCluster, false> ring(plan.ring, part, 0, op.rows,
+                                   shared + shared_parameter_bytes<T>(op.param_dtype, plan.ring.share), full, numbers);
+  Sum sum_of_row(exchange, messages, arrived);
+  const Rows rows{op, ring, weights, part};
 
   ring.start();
-  for (int i = threadIdx.x; i < Sum::kSharedValues; i += blockDim.x) exchange[i] = 0;  // of warps that are not there
-  int64_t row = blockIdx.x;
+  sum_of_row.start();
+  int64_t row = part.group();
   auto next = Rows::Saved::load(op, row);
-  weights.fetch({op.weight, nullptr}, op.columns);
-  __syncthreads();
+  weights.fetch({op.weight, nullptr}, part.columns, part.first);
+  meet<kCluster>();
 
-  Sum block_sum(exchange);
   for (int of_block = 0; of_block < plan.parts_of_block; ++of_block) {
     typename Rows::Sums parameter_sums;
-    for (int left = kRowsOfPart; left > 0 && row < op.rows; --left, row += gridDim.x, ring.advance()) {
+    for (int left = kRowsOfPart; left > 0 && row < op.rows; --left, row += plan.ring.groups, ring.advance()) {
       const auto saved = next;
-      if (row + gridDim.x < op.rows) next = Rows::Saved::load(op, row + gridDim.x);
+      if (row + plan.ring.groups < op.rows) next = Rows::Saved::load(op, row + plan.ring.groups);
       ring.await();
       A sums[Statistics::kBackwardSums] = {};
       rows.sum(saved, sums);
-      block_sum(sums);
+      sum_of_row(sums);
       ring.refill();  // all have met for the sums, and are through with the row before
       rows.map(row, saved, Rows::Gradient::of(sums, Statistics::is_centered(op), plan.inverse_n), parameter_sums);
     }
 
-    const int64_t index = int64_t{blockIdx.x} * plan.parts_of_block + of_block;
+    const int64_t index = int64_t{part.group()} * plan.parts_of_block + of_block;
     const auto store = [&](void* to, const A(&values)[kRingVecs][kVec<T>]) {
       if (!to) return;
 #pragma unroll
       for (int v = 0; v < kRingVecs; ++v)
-        store_part<T, 1>(partials, to, index, op.columns, ring_column<T>(v), rows.end, true, values[v]);
+        store_part<T, 1>(partials, to, index, op.columns, part.first + ring_column<T>(v), part.first + part.columns,
+                         true, values[v]);
     };
     store(partials.weight, parameter_sums.weight);
     if constexpr (Statistics::kParameters == 2) store(partials.bias, parameter_sums.bias);
   }
+  if constexpr (kCluster) meet<kCluster>();
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
@@ -147,9 +151,9 @@ bool launch_ring_backward(const RowNormBackward& op, Run& run) {
   const int64_t weight_bytes = shared_parameter_bytes<T>(op.param_dtype, kVec<T>);
   const int arrays = op.grad_sum ? 3 : 2;
   const RingLaunch launch = ring_backward_launch({op.columns / kVec<T>, weight_bytes, arrays, arrays + 1}, run.device);
-  if (launch.stages == 0 || launch.cluster > 1) return false;
-  const int64_t blocks = std::min(op.rows, launch.groups(run.device));
-  const int64_t parts_of_block = ceil_div(op.rows, blocks * kRowsOfPart), parts = blocks * parts_of_block;
+  if (launch.stages == 0) return false;
+  const int64_t groups = std::min(op.rows, launch.groups(run.device));
+  const int64_t parts_of_block = ceil_div(op.rows, groups * kRowsOfPart), parts = groups * parts_of_block;
   const PartialSums partials = take_partial_sums<T>(op, run, parts, true);
   const auto array = [&](const void* rows, const RowStrides& strides) {
     return RingArray<T>{static_cast<const T*>(rows), {strides, op.rows}};
@@ -159,16 +163,19 @@ bool launch_ring_backward(const RowNormBackward& op, Run& run) {
                               arrays,
                               static_cast<int>(launch.part * kVec<T>),
                               launch.stages,
-                              grid_of(blocks),
+                              grid_of(groups),
                               nullptr},
                              static_cast<int>(parts_of_block),
                              1 / static_cast<Compute<T>>(op.columns),
                              static_cast<Compute<T>>(op.weight_offset)};
-  run.launch(ring_backward_kernel<T, Statistics>,
-             {.grid = grid_of(blocks),
-              .block = static_cast<unsigned>(launch.threads),
-              .shared_bytes = static_cast<size_t>(launch.part * (weight_bytes + launch.stages * arrays * 16))},
-             op, plan, partials);
+  const Launch how{.grid = grid_of(groups * launch.cluster),
+                   .block = static_cast<unsigned>(launch.threads),
+                   .shared_bytes = static_cast<size_t>(launch.part * (weight_bytes + launch.stages * arrays * 16)),
+                   .cluster = static_cast<unsigned>(launch.cluster)};
+  if (launch.cluster == 1)
+    run.launch(ring_backward_kernel<T, Statistics, false>, how, op, plan, partials);
+  else
+    run.launch(ring_backward_kernel<T, Statistics, true>, how, op, plan, partials);
   launch_sum_partials<T>(op, run, partials, parts);
   return true;
 }
