@@ -2,11 +2,12 @@
 // input and, if there is one, the gradient of the sum.
 //
 //   ring_backward_kernel  aligned rows of more than 512 vectors and one line of parameters, of which three fit into a
-//                         block's shared memory beside the weight: ring_launches.cuh
+//                         block's shared memory beside the weight, or of longer ones three parts into that of each
+//                         block of a cluster: ring_launches.cuh
 //   sum_partials_kernel   behind it, if a gradient of a parameter is asked for: see partial_sums.cuh
 //
 // A thread's columns are the same in every row, so what it adds up for the weight and the bias stays in its registers.
-// Every block has a fixed share of the rows: these sums would else not be the same on every run.
+// Every block, or cluster, has a fixed share of the rows: these sums would else not be the same on every run.
 #pragma once
 #include "cuda/elements/launch.cuh"
 #include "cuda/elements/reduce.cuh"
