@@ -15,7 +15,8 @@ That they find what they are for was tried with faults planted in the kernels, o
   stored where another block's are: wrong values;
 - in clusters of a ring, one buffer of messages instead of two in turn (in some schedules), the wrong parity of theirs,
   bytes that are not expected, a block that does not wait for its last messages: AddressSanitizer, for they are on their
-  way; a last part as long as the others: AddressSanitizer; a part's own mean taken for the row's: wrong values. A
+  way; a last part as long as the others: AddressSanitizer; a part's own mean taken for the row's, or backward
+  sums stored from the row's beginning on: wrong values; rows given to blocks as if they were clusters: a deadlock. A
   cluster that does not meet before its first row is not found here, but by test_cubins.py, which counts the barriers;
 - store_row() stores one element too many: AddressSanitizer.
 """
