@@ -164,7 +164,7 @@ static Forward forward_autograd(const Tensor& input, const MaybeTensor& running_
   const auto node = make_node(BatchNormDerivative{eps, training, owned(activation), slope}, input, weight, bias);
   auto outputs = forward();
   const auto& [output, mean, rstd, var] = outputs;
-  node->save({input, weight, mean, rstd, activation ? bias : Tensor{}});
+  node->save(input, weight, mean, rstd, activation ? bias : Tensor{});
   torch::autograd::set_history(output, node);
   return outputs;
 }

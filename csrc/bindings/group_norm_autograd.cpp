@@ -101,7 +101,7 @@ Forward forward_autograd(const Tensor& input, c10::SymInt num_groups, const Mayb
       input, weight, bias);
   auto outputs = forward();
   const auto& [output, mean, rstd, var] = outputs;
-  node->save({input, weight, mean, rstd, activation ? bias : Tensor{}});
+  node->save(input, weight, mean, rstd, activation ? bias : Tensor{});
   torch::autograd::set_history(output, node);
   return outputs;
 }

@@ -31,8 +31,11 @@ class NormNode : public torch::autograd::Node {
   explicit NormNode(const Norm& norm) : norm_(norm) {}
 
   // After the results have their history.
-  void save(const Saved& s) {
-    saved_ = {{{s.input, kAdds}, {s.weight, false}, {s.mean, false}, {s.rstd, false}, {s.bias, false}}};
+  void save(const Tensor& input, const Tensor& weight, const Tensor& mean, const Tensor& rstd,
+            const Tensor& bias = {}) {
+    const Tensor* const tensors[] = {&input, &weight, &mean, &rstd, &bias};
+    for (size_t i = 0; i < saved_.size(); ++i)
+      if (tensors[i]->defined()) saved_[i] = {*tensors[i], kAdds && i == 0};
   }
 
   std::string name() const override { return Norm::kName; }

@@ -85,7 +85,7 @@ static RowNormOutputs record(const RowNorm& norm, const RowNormInputs& in) {
   auto outputs = below_autograd(norm, in);
   torch::autograd::set_history(outputs.output, node);
   if (outputs.sum.defined()) torch::autograd::set_history(outputs.sum, node);
-  node->save({outputs.sum.defined() ? outputs.sum : in.input, in.weight, outputs.mean, outputs.rstd});
+  node->save(outputs.sum.defined() ? outputs.sum : in.input, in.weight, outputs.mean, outputs.rstd);
   return outputs;
 }
 
