@@ -58,21 +58,18 @@ constexpr const auto& forward_launches() {
 
 // ------------------------------------------------------------------------------------------------ backward
 // Both inputs, the next row's, and the sums for the weight and the bias want registers: two vectors of a row a thread,
-// three where the row is a multiple of three, and more threads for longer rows. Clusters are of two blocks: more,
-// measured on an H200, lose more time waiting for each other than reading a row twice takes.
-constexpr RowLaunch kBackward[] = {{.vectors = 4, .lanes = 4, .vecs = 1},
-                                   {.vectors = 8, .lanes = 4, .vecs = 2},
-                                   {.vectors = 16, .lanes = 8, .vecs = 2},
-                                   {.vectors = 32, .lanes = 16, .vecs = 2},
-                                   {.vectors = 64, .lanes = 32, .vecs = 2},
-                                   {.vectors = 96, .lanes = 32, .vecs = 3},
-                                   {.vectors = 128, .lanes = 64, .vecs = 2},
-                                   {.vectors = 192, .lanes = 64, .vecs = 3},
-                                   {.vectors = 256, .lanes = 128, .vecs = 2},
-                                   {.vectors = 384, .lanes = 128, .vecs = 3},
-                                   {.vectors = 512, .lanes = 256, .vecs = 2},
-                                   {.vectors = 1024, .lanes = 512, .vecs = 2},
-                                   {.vectors = 2048, .lanes = 512, .vecs = 2, .cluster = 2}};
+// and more threads for longer rows. Three where two would leave more than a quarter of the threads without work, for
+// what the others have on its way is then too little: 17 to 24 KB an SM, where an H200 needs 25. Clusters are of two
+// blocks: more, measured on an H200, lose more time waiting for each other than reading a row twice takes.
+constexpr RowLaunch kBackward[] = {
+    {.vectors = 4, .lanes = 4, .vecs = 1},      {.vectors = 8, .lanes = 4, .vecs = 2},
+    {.vectors = 12, .lanes = 4, .vecs = 3},     {.vectors = 16, .lanes = 8, .vecs = 2},
+    {.vectors = 24, .lanes = 8, .vecs = 3},     {.vectors = 32, .lanes = 16, .vecs = 2},
+    {.vectors = 48, .lanes = 16, .vecs = 3},    {.vectors = 64, .lanes = 32, .vecs = 2},
+    {.vectors = 96, .lanes = 32, .vecs = 3},    {.vectors = 128, .lanes = 64, .vecs = 2},
+    {.vectors = 192, .lanes = 64, .vecs = 3},   {.vectors = 256, .lanes = 128, .vecs = 2},
+    {.vectors = 384, .lanes = 128, .vecs = 3},  {.vectors = 512, .lanes = 256, .vecs = 2},
+    {.vectors = 1024, .lanes = 512, .vecs = 2}, {.vectors = 2048, .lanes = 512, .vecs = 2, .cluster = 2}};
 // Of what is rare: see forward.
 constexpr RowLaunch kBackwardUnaligned[] = {
     {.vectors = 8, .lanes = 4, .vecs = 2},      {.vectors = 64, .lanes = 32, .vecs = 2},
