@@ -1,7 +1,7 @@
 // ring_forward.cuh -- the norms of long rows forward on sm_90 and later, through the ring of ring.cuh.
 //
 //   set_zero_kernel      the counter that rows are drawn from, if there are more than all stages hold
-//   ring_forward_kernel  aligned rows of more than 512 vectors, of which three fit into a block's shared memory beside
+//   ring_forward_kernel  aligned rows of more than 256 vectors, of which three fit into a block's shared memory beside
 //                        their parameters, or of longer ones three parts into that of each block of a cluster:
 //                        ring_launches.cuh
 //

@@ -14,7 +14,7 @@ constexpr int kRingThreads = 1024, kRingBackwardThreads = 512;
 constexpr int kRingVecs = 4;    // of a thread, at most
 constexpr int kRingStages = 8;  // at most
 constexpr int kRingLeastStages = 3;
-constexpr int64_t kRingLeastBytes = 513 * 16, kRingAloneBytes = 40 << 10;
+constexpr int64_t kRingLeastBytes = 257 * 16, kRingAloneBytes = 40 << 10;
 // Of shared memory, for clusters: with less, an SM has room for parts that are little longer than rows in registers.
 constexpr int kClusterLeastBytes = 128 << 10;
 

@@ -5,7 +5,7 @@
 //                              where the GPU has them
 //   sum_partials_kernel        behind it, if a gradient of a parameter is asked for: see partial_sums.cuh
 //   row_norm_long.cuh          longer rows
-//   ring_backward.cuh          on sm_90 and later, in the place of either: rows of more than 512 vectors that fit there
+//   ring_backward.cuh          on sm_90 and later, in the place of either: rows of more than 256 vectors that fit there
 //
 // Blocks are as many as run at once, and each goes through its share of the rows, the next row's vectors on their way
 // while the current one is computed. What a thread adds up for the weight and the bias stays in its registers, since
