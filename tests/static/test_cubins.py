@@ -86,8 +86,8 @@ class Shape:
         self.is_tiled = re.match("sum_(planes|columns|rows)|map_(planes|columns)", self.name) is not None
         if self.is_row:  # type, statistics, source, lanes, vectors; backward: whether by clusters; whether aligned
             self.cluster = self.name == "row_norm_backward_kernel" and arguments[5] == "true"
-        else:
-            self.cluster = arguments[-1] == "true"
+        else:  # rings backward run in pairs of blocks, where there are few rows
+            self.cluster = arguments[-1] == "true" or self.name == "ring_backward_kernel"
         self.aligned = not self.is_row or arguments[-1] == "true"
         self.lanes, self.vectors = (int(arguments[3]), int(arguments[4])) if self.is_row else (0, 0)
         self.adds = "SumRows" in kernel.key

@@ -1,13 +1,14 @@
 // ring_backward.cuh -- the norms of long rows backward on sm_90 and later, through the ring of ring.cuh: grad_output,
 // input and, if there is one, the gradient of the sum.
 //
-//   ring_backward_kernel  aligned rows of more than 512 vectors and one line of parameters, of which three fit into a
+//   ring_backward_kernel  aligned rows of more than 256 vectors and one line of parameters, of which three fit into a
 //                         block's shared memory beside the weight, or of longer ones three parts into that of each
 //                         block of a cluster: ring_launches.cuh
 //   sum_partials_kernel   behind it, if a gradient of a parameter is asked for: see partial_sums.cuh
 //
 // A thread's columns are the same in every row, so what it adds up for the weight and the bias stays in its registers.
-// Every block, or cluster, has a fixed share of the rows: these sums would else not be the same on every run.
+// Every block, or cluster, has a fixed share of the rows: these sums would else not be the same on every run. Of few
+// rows, two blocks add up theirs before they leave them behind, for a line of them costs as much as a row and a third.
 #pragma once
 #include "cuda/elements/launch.cuh"
 #include "cuda/elements/reduce.cuh"
@@ -25,7 +26,56 @@ struct RingBackward {
   static constexpr int kGradOutput = 0, kInput = 1, kGradSum = 2;  // the ring's arrays; the last may be missing
   RingPlan<T, 3> ring;
   int parts_of_block;
+  bool in_pairs;  // the blocks: clusters of two
   Compute<T> inverse_n, weight_offset;
+};
+
+// The sums of the two blocks of a pair, together: each block has every second vector of a thread's. `shared`: of at
+// least two lines, which nothing is on its way to.
+template <class T>
+class PairedSums {
+  using A = Compute<T>;
+  using Values = A[kRingVecs][kVec<T>];
+
+ public:
+  __device__ PairedSums(A* shared, int end) : shared_(shared), end_(end) {}
+
+  __device__ bool has(int v) const { return v % 2 == static_cast<int>(cluster_rank()); }
+
+  __device__ void add(ParameterSums<T, kRingVecs>& sums) const {
+    leave_to_peer(shared_, sums.weight);
+    leave_to_peer(shared_ + end_, sums.bias);
+    cluster_arrive();
+    cluster_wait();
+    const A* const peer = cluster_peer(shared_, cluster_rank() ^ 1);
+    add_peer(peer, sums.weight);
+    add_peer(peer + end_, sums.bias);
+    cluster_arrive();
+  }
+  // By all threads before they return: a block's shared memory must outlive its peer's reading it.
+  __device__ static void finish() { cluster_wait(); }
+
+ private:
+  __device__ void leave_to_peer(A* line, const Values& values) const {
+#pragma unroll
+    for (int v = 0; v < kRingVecs; ++v)
+      if (!has(v)) store_row<1>(line, ring_column<T>(v), end_, true, values[v]);
+  }
+  __device__ void add_peer(const A* line, Values& values) const {
+#pragma unroll
+    for (int v = 0; v < kRingVecs; ++v) {
+      if (!has(v) || ring_column<T>(v) >= end_) continue;
+#pragma unroll
+      for (int i = 0; i < kVec<T>; i += kVec<A>) {
+        const auto theirs = load_shared(line + ring_column<T>(v) + i);
+#pragma unroll
+        for (int k = 0; k < kVec<A>; ++k) values[v][i + k] += theirs[k];
+      }
+    }
+  }
+
+  A* shared_;
+  int end_;
 };
 
 // What a thread does with its part of the row at hand.
@@ -132,18 +182,31 @@ __global__ void __launch_bounds__(kRingBackwardThreads, 1)
       rows.map(row, saved, Rows::Gradient::of(sums, Statistics::is_centered(op), plan.inverse_n), parameter_sums);
     }
 
-    const int64_t index = int64_t{part.group()} * plan.parts_of_block + of_block;
+    int64_t group = part.group();
+    const PairedSums<T> pair(reinterpret_cast<A*>(shared), part.columns);
+    const bool paired = !kCluster && plan.in_pairs;
+    if (paired) {
+      __syncthreads();  // all are through with the last row
+      pair.add(parameter_sums);
+      group /= 2;
+    }
+    const int64_t index = group * plan.parts_of_block + of_block;
     const auto store = [&](void* to, const A(&values)[kRingVecs][kVec<T>]) {
       if (!to) return;
 #pragma unroll
-      for (int v = 0; v < kRingVecs; ++v)
+      for (int v = 0; v < kRingVecs; ++v) {
+        if (paired && !pair.has(v)) continue;
         store_part<T, 1>(partials, to, index, op.columns, part.first + ring_column<T>(v), part.first + part.columns,
                          true, values[v]);
+      }
     };
     store(partials.weight, parameter_sums.weight);
     if constexpr (Statistics::kParameters == 2) store(partials.bias, parameter_sums.bias);
   }
-  if constexpr (kCluster) meet<kCluster>();
+  if constexpr (kCluster)
+    meet<kCluster>();
+  else if (plan.in_pairs)
+    PairedSums<T>::finish();
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration
@@ -154,7 +217,10 @@ bool launch_ring_backward(const RowNormBackward& op, Run& run) {
   const RingLaunch launch = ring_backward_launch({op.columns / kVec<T>, weight_bytes, arrays, arrays + 1}, run.device);
   if (launch.stages == 0) return false;
   const int64_t groups = std::min(op.rows, launch.groups(run.device));
-  const int64_t parts_of_block = ceil_div(op.rows, groups * kRowsOfPart), parts = groups * parts_of_block;
+  const int64_t parts_of_block = ceil_div(op.rows, groups * kRowsOfPart);
+  const bool in_pairs =
+      launch.cluster == 1 && parts_of_block == 1 && groups % 2 == 0 && (op.grad_weight || op.grad_bias);
+  const int64_t parts = in_pairs ? groups / 2 : groups * parts_of_block;
   const PartialSums partials = take_partial_sums<T>(op, run, parts, true);
   const auto array = [&](const void* rows, const RowStrides& strides) {
     return RingArray<T>{static_cast<const T*>(rows), {strides, op.rows}};
@@ -167,12 +233,13 @@ bool launch_ring_backward(const RowNormBackward& op, Run& run) {
                               grid_of(groups),
                               nullptr},
                              static_cast<int>(parts_of_block),
+                             in_pairs,
                              1 / static_cast<Compute<T>>(op.columns),
                              static_cast<Compute<T>>(op.weight_offset)};
   const Launch how{.grid = grid_of(groups * launch.cluster),
                    .block = static_cast<unsigned>(launch.threads),
                    .shared_bytes = static_cast<size_t>(launch.part * (weight_bytes + launch.stages * arrays * 16)),
-                   .cluster = static_cast<unsigned>(launch.cluster)};
+                   .cluster = in_pairs ? 2u : static_cast<unsigned>(launch.cluster)};
   if (launch.cluster == 1)
     run.launch(ring_backward_kernel<T, Statistics, false>, how, op, plan, partials);
   else
