@@ -61,6 +61,12 @@ KNOWN: list[tuple[str, str, str, str]] = [
         r"sum_planes_kernel<bf16, ActivatedGradientSums<float, 2>, 8, ActivatedInputs<bf16, 2>, GroupSaved<bf16>>",
         "what the activation's derivative needs is two values more than registers have room for",
     ),
+    (
+        "no_local_memory",
+        "sm_100",
+        r"sum_columns_kernel<double, ActivatedColumnGradients<double, 3>, 1, Columns",
+        "three inputs of float64 are two values more than 64 registers have room for",
+    ),
 ]
 
 
