@@ -92,8 +92,11 @@ class Shape:
         self.is_tiled = re.match("sum_(planes|columns|rows)|map_(planes|columns)", self.name) is not None
         if self.is_row:  # type, statistics, source, lanes, vectors; backward: whether by clusters; whether aligned
             self.cluster = self.name == "row_norm_backward_kernel" and arguments[5] == "true"
-        else:  # rings backward run in pairs of blocks, where there are few rows
-            self.cluster = arguments[-1] == "true" or self.name == "ring_backward_kernel"
+        else:
+            self.cluster = arguments[-1] == "true"
+        # Of blocks with rows of their own, which add up their sums for weight and bias through each other's memory.
+        self.is_paired = self.name == "ring_backward_kernel" and not self.cluster
+        self.reads_peers = self.is_paired or (self.cluster and not self.name.startswith("ring_"))
         self.aligned = not self.is_row or arguments[-1] == "true"
         self.lanes, self.vectors = (int(arguments[3]), int(arguments[4])) if self.is_row else (0, 0)
         self.adds = "SumRows" in kernel.key
@@ -176,7 +179,7 @@ def no_generic_accesses(kernel: Kernel, architecture: str) -> Iterator[str]:
     """Accesses whose address space is found out at run time are slower. A peer's shared memory alone is read so."""
     shape = Shape(kernel)
     yield from at_most(kernel, 0, "stores to an unknown address space", GENERIC_STORE)
-    if not shape.cluster or shape.is_ring or architecture == "sm_80":
+    if not shape.reads_peers or architecture == "sm_80":
         yield from at_most(kernel, 0, "loads from an unknown address space", GENERIC_LOAD)
 
 
@@ -436,7 +439,7 @@ def clusters_meet_and_read_each_other(kernel: Kernel, architecture: str) -> Iter
     shape = Shape(kernel)
     if shape.is_ring and shape.cluster:
         return  # the next rule's
-    if shape.cluster and architecture != "sm_80":
+    if shape.reads_peers and architecture != "sm_80":
         yield from at_least(kernel, 2, "barriers of the cluster", CLUSTER_BARRIER)  # a sum, and the end
         yield from at_least(kernel, shape.row_sums if shape.is_row else shape.sums, "loads from peers", GENERIC_LOAD)
     else:
