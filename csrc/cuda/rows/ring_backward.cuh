@@ -32,7 +32,7 @@ struct RingBackward {
 
 // The sums of the two blocks of a pair, together: each block has every second vector of a thread's. `shared`: of at
 // least two lines, which nothing is on its way to.
-template <class T>
+template <class T, bool kHasBias>
 class PairedSums {
   using A = Compute<T>;
   using Values = A[kRingVecs][kVec<T>];
@@ -44,12 +44,12 @@ class PairedSums {
 
   __device__ void add(ParameterSums<T, kRingVecs>& sums) const {
     leave_to_peer(shared_, sums.weight);
-    leave_to_peer(shared_ + end_, sums.bias);
+    if constexpr (kHasBias) leave_to_peer(shared_ + end_, sums.bias);
     cluster_arrive();
     cluster_wait();
     const A* const peer = cluster_peer(shared_, cluster_rank() ^ 1);
     add_peer(peer, sums.weight);
-    add_peer(peer + end_, sums.bias);
+    if constexpr (kHasBias) add_peer(peer + end_, sums.bias);
     cluster_arrive();
   }
   // By all threads before they return: a block's shared memory must outlive its peer's reading it.
@@ -148,6 +148,7 @@ __global__ void __launch_bounds__(kRingBackwardThreads, 1)
   follow();
   using Rows = RingGradients<T, Statistics, kCluster>;
   using A = typename Rows::A;
+  using Pair = PairedSums<T, Statistics::kParameters == 2>;
   using Sum = RingSum<Statistics::kBackwardSums, kRingBackwardThreads, kCluster>;
   SHARED_ARRAY(A, exchange, Sum::kSharedValues);
   SHARED_ARRAY(float4, messages, Sum::kMessages);
@@ -183,7 +184,7 @@ __global__ void __launch_bounds__(kRingBackwardThreads, 1)
     }
 
     int64_t group = part.group();
-    const PairedSums<T> pair(reinterpret_cast<A*>(shared), part.columns);
+    const Pair pair(reinterpret_cast<A*>(shared), part.columns);
     const bool paired = !kCluster && plan.in_pairs;
     if (paired) {
       __syncthreads();  // all are through with the last row
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(kRingBackwardThreads, 1)
   if constexpr (kCluster)
     meet<kCluster>();
   else if (plan.in_pairs)
-    PairedSums<T>::finish();
+    Pair::finish();
 }
 
 // ------------------------------------------------------------------------------------------------ launch configuration

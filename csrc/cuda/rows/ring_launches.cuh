@@ -15,8 +15,9 @@ constexpr int kRingVecs = 4;    // of a thread, at most
 constexpr int kRingStages = 8;  // at most
 constexpr int kRingLeastStages = 3;
 constexpr int64_t kRingLeastBytes = 257 * 16, kRingAloneBytes = 40 << 10;
-// Of shared memory, for clusters: with less, an SM has room for parts that are little longer than rows in registers.
-constexpr int kClusterLeastBytes = 128 << 10;
+// Of shared memory, for clusters, and for backward: with less, an SM has room for parts that are little longer than
+// rows in registers, and those are GPUs for which nvcc has too few registers for what backward adds up.
+constexpr int kLargeSharedBytes = 128 << 10;
 
 // Rows that come through a ring, or parts of them: how long they are, and how long a column's parameters; how many
 // arrays of them come, and how many are moved, with what is stored.
@@ -64,7 +65,7 @@ inline RingLaunch ring_launch(const RingTraffic& part, int threads, int most_blo
 template <class Launch>
 RingLaunch ring_launch_of_parts(const RingTraffic& rows, int threads, const Device& device, const Launch& launch_of) {
   if (!device.has_clusters || rows.bytes() < kRingLeastBytes) return {};
-  const int most = device.max_shared_bytes < kClusterLeastBytes ? 1 : kMaxCluster;
+  const int most = device.max_shared_bytes < kLargeSharedBytes ? 1 : kMaxCluster;
   for (int cluster = 1; cluster <= most; cluster *= 2) {
     RingTraffic part = rows;
     part.vectors = ceil_div(rows.vectors, cluster);
@@ -85,6 +86,7 @@ inline RingLaunch ring_forward_launch(const RingTraffic& rows, const Device& dev
 }
 // Backward, each block leaves lines of sums behind: no more blocks than it takes.
 inline RingLaunch ring_backward_launch(const RingTraffic& rows, const Device& device) {
+  if (device.max_shared_bytes < kLargeSharedBytes) return {};
   return ring_launch_of_parts(rows, kRingBackwardThreads, device, [&](const RingTraffic& part) {
     return ring_launch(part, kRingBackwardThreads, part.may_be_alone() ? 1 : 2, device);
   });
