@@ -18,6 +18,8 @@ That they find what they are for was tried with faults planted in the kernels, o
   way; a last part as long as the others: AddressSanitizer; a part's own mean taken for the row's, or backward
   sums stored from the row's beginning on: wrong values; rows given to blocks as if they were clusters: a deadlock. A
   cluster that does not meet before its first row is not found here, but by test_cubins.py, which counts the barriers;
+- in pairs of a ring's blocks, sums left over a row that is still read, or read before the pair has met, or from the
+  block's own memory, or stored by both: wrong values; a block that does not wait for its peer at the end: an error;
 - store_row() stores one element too many: AddressSanitizer.
 """
 
