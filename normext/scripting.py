@@ -17,6 +17,7 @@ from normext import functional
 from normext.activations import SLOPE, Activation, parts
 
 
+# The slope is SLOPE, written out: a script sees no number of its module.
 def _name(activation: str | None) -> tuple[str | None, float]:
     return activation, 0.01
 

@@ -1,4 +1,4 @@
-"""More than 2^31 elements: offsets that do not fit into 32 bits. Minutes, and up to 20 GiB of memory."""
+"""More than 2^31 elements: offsets that do not fit into 32 bits. Minutes, and more memory than 23 GiB."""
 
 import pytest
 import reference
