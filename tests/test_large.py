@@ -1,4 +1,4 @@
-"""More than 2^31 elements: offsets that do not fit into 32 bits. Minutes, and more memory than 23 GiB."""
+"""More than 2^31 elements: offsets that do not fit into 32 bits. Minutes, and 17 GiB of memory."""
 
 import pytest
 import reference

@@ -18,7 +18,7 @@ class BackwardWork {
   BackwardWork(const RowNormBackward& op, const X* input_weight)
       : op_(op),
         kernel_(op, input_weight),
-        stride_((op.columns + kLanes - 1) / kLanes * kLanes),
+        stride_(op.grad_weight || op.grad_bias ? (op.columns + kLanes - 1) / kLanes * kLanes : 0),
         pieces_(pieces_of(op.columns)),
         is_wide_(op.sum_dtype != op.dtype) {}
 
@@ -185,15 +185,17 @@ class BackwardWork {
   template <bool kStream>
   void by_columns(const Kernel& kernel, int64_t begin_row, int64_t end_row, int threads) const {
     const int64_t columns = op_.columns, group = kernel.group_within(64 * kCached);
+    const int64_t most = std::min(group, end_row - begin_row);
+    const bool in_one_group = kernel.rows_from(begin_row, most).count == end_row - begin_row;  // they need no totals
     const Scratch<Gradients> partials(group * pieces_);
-    const Scratch<double> totals(2 * stride_);
+    const Scratch<double> totals(in_one_group ? 0 : 2 * stride_);
+    double* const weight_totals = kernel.grad_weight && !in_one_group ? totals + 0 : nullptr;
+    double* const bias_totals = kernel.grad_bias && !in_one_group ? totals + stride_ : nullptr;
     const Wide wide(*this, group);
     for (int64_t first = begin_row; first < end_row;) {
       Rows rows = kernel.rows_from(first, std::min(group, end_row - first));
       if (is_wide_) rows = wide.around(rows);
       const bool is_first = first == begin_row, is_last = first + rows.count == end_row;
-      double* const weight_totals = kernel.grad_weight && !(is_first && is_last) ? totals + 0 : nullptr;
-      double* const bias_totals = kernel.grad_bias && !(is_first && is_last) ? totals + stride_ : nullptr;
       parallel_for(pieces_, threads, [&](int64_t begin, int64_t end, int) {
         if (is_wide_) wide.widen(rows, begin * kPiece, std::min(columns, end * kPiece));
         for (int64_t r = 0; r < rows.count; ++r)
@@ -223,7 +225,7 @@ class BackwardWork {
 
   RowNormBackward op_;
   Kernel kernel_;
-  int64_t stride_, pieces_;
+  int64_t stride_, pieces_;  // stride_: of one array of totals, if there are any
   bool is_wide_;
 };
 
