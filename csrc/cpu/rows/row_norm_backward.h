@@ -109,11 +109,18 @@ class BackwardWork {
     wide.narrow(rows, begin, end, kStream);
   }
 
+  // Rows that go through each step together: they, the next ones, which are asked for meanwhile, and the totals stay in
+  // a second-level cache. (float32, 12288 columns, with 2 MB of it: 3 rows 1.3 times as fast as 4.)
+  int64_t rows_together() const {
+    const int64_t totals = 2 * stride_ * static_cast<int64_t>(sizeof(double));
+    return kernel_.group_within((3 * kCached - totals) / 2);
+  }
+
   // Rows [first, last), some at a time.
   template <bool kStream>
   void rows_in_groups(const Kernel& kernel, int64_t first, int64_t last, const Wide& wide, double* weight_totals,
                       double* bias_totals) const {
-    const int64_t group = kernel.group_within(2 * kCached), row_bytes = op_.columns * static_cast<int64_t>(sizeof(X));
+    const int64_t group = rows_together(), row_bytes = op_.columns * static_cast<int64_t>(sizeof(X));
     const bool fetch = row_bytes >= 2048 && should_fetch_rows(2 * group * row_bytes);  // shorter ones: 0.92 to 1.02
     for (int64_t at = first; at < last;) {
       Rows rows = kernel.rows_from(at, std::min(group, last - at), fetch ? group : 0);
@@ -169,7 +176,7 @@ class BackwardWork {
       const Wide wide(*this, kRowsTogether);
       const Scratch<double> totals(2 * stride_);
       for_lines<kStream>(begin, end, [&](const Kernel& kernel, int64_t first, int64_t last) {
-        const int64_t most = std::min(kernel.group_within(2 * kCached), last - first);
+        const int64_t most = std::min(rows_together(), last - first);
         if (kernel.rows_from(first, most).count == last - first)
           return rows_in_groups<kStream>(kernel, first, last, wide, nullptr, nullptr);
         const Totals own(kernel, totals, stride_);
