@@ -23,6 +23,11 @@ def _name(activation: str | None) -> tuple[str | None, float]:
 
 
 def _name_and_slope(activation: tuple[str, float]) -> tuple[str | None, float]:
+    if activation[0] != "leaky_relu":  # the others have no slope, and their operators ask for none
+        raise ValueError(
+            "expected activation to be None, 'relu', 'leaky_relu', ('leaky_relu', slope) or 'silu', "
+            f"but got ('{activation[0]}', {activation[1]})"
+        )
     return activation
 
 
