@@ -137,6 +137,12 @@ int64_t before_line(const T* p) {
 template <class T>
 constexpr int kLineVectors = std::max<int>(64 / (kLanes * sizeof(T)), 1);
 
+// Where the line, or two, begins that holds an element behind the first line of a row.
+template <class T>
+int64_t line_start(const T* row, int64_t at) {
+  return at - (at - before_line(row)) % (kLineVectors<T> * kLanes);
+}
+
 // What fills a cache line, to be streamed by one vector right after the other: a line that is written in part, when a
 // load misses in between, may go to memory in part.
 template <class T>

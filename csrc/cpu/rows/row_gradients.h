@@ -137,7 +137,8 @@ struct RowGradients {
 
   // Columns [begin, end) of some rows: writes grad_input and adds to the weight's and bias's totals, or writes their
   // gradients, if there are no totals because these are all the rows, in one pass over both. Rows to be streamed that
-  // share cache lines are staged if they are short; else each is streamed on its own. kAdds: grad_sum is there.
+  // share cache lines are staged if they are short; else each is streamed on its own, some columns at a time, which the
+  // parameters' gradients then find in cache. kAdds: grad_sum is there.
   template <bool kStream, bool kAtZero, bool kAdds>
   void gradients(const Rows& rows, const Row* row, int64_t begin, int64_t end, double* weight_totals,
                  double* bias_totals) const {
@@ -151,23 +152,32 @@ struct RowGradients {
       elementwise<false, kAtZero, kAdds>(rows, row, begin, end, stage.at, weight_totals, bias_totals);
       return stage.stream_to(dx, rows.count * columns);
     }
-    for (int64_t r = 0; r < rows.count; ++r) {
-      const T* const dy = rows.grad_output + r * rows.grad_output_stride;
-      const T* const x = rows.input + r * rows.input_stride;
-      const T* const added = rows.grad_sum + (kAdds ? r * columns : 0);
-      const V one = broadcast(S{1});
-      const Coefficients<kAtZero> k(row[r]);
-      map_vectors(std::bool_constant<kStream>{}, dx + r * columns, begin, end,
-                  [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
-                    const V gradient = k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
-                    if constexpr (kAdds)
-                      return gradient + load(added + at, n);
-                    else
-                      return gradient;
-                  });
+    for (int64_t at = begin, stop; at < end; at = stop) {
+      stop = end - at < kStep + kStep / 4 ? end : at + kStep;
+      for (int64_t r = 0; r < rows.count; ++r)
+        stream_row<kAtZero, kAdds>(rows, r, row[r], at == begin ? begin : line_start(dx + r * columns, at),
+                                   stop == end ? end : line_start(dx + r * columns, stop));
+      if (grad_weight || grad_bias)
+        elementwise<false, kAtZero, false>(rows, row, at, stop, nullptr, weight_totals, bias_totals);
     }
-    if (grad_weight || grad_bias)
-      elementwise<false, kAtZero, false>(rows, row, begin, end, nullptr, weight_totals, bias_totals);
+  }
+
+  // Columns [begin, end) of row r of some: grad_input alone, past the caches.
+  template <bool kAtZero, bool kAdds>
+  NORMEXT_INLINE void stream_row(const Rows& rows, int64_t r, const Row& row, int64_t begin, int64_t end) const {
+    const T* const dy = rows.grad_output + r * rows.grad_output_stride;
+    const T* const x = rows.input + r * rows.input_stride;
+    const T* const added = rows.grad_sum + (kAdds ? r * columns : 0);
+    const V one = broadcast(S{1});
+    const Coefficients<kAtZero> k(row);
+    map_vectors(std::true_type{}, rows.grad_input + r * columns, begin, end,
+                [&, w = weight](int64_t at, int64_t n) NORMEXT_INLINE {
+                  const V gradient = k.gradient(load(dy + at, n), load_or(w, at, n, one), k.xhat(load(x + at, n)));
+                  if constexpr (kAdds)
+                    return gradient + load(added + at, n);
+                  else
+                    return gradient;
+                });
   }
 
   template <bool kStream>
