@@ -188,13 +188,14 @@ class GroupBackward {
       void* const gradient = array == 0 ? op_.grad_weight : op_.grad_bias;
       if (!gradient) continue;
       const int64_t channels = op_.shape.channels;
-      const Scratch<S> rounded(channels);
-      for (int64_t c = 0; c < channels; ++c) {
-        double total = 0;
-        for (int64_t part = 0; part < groups_.parts(); ++part) total += totals_[array][part * channels + c];
-        rounded[c] = static_cast<S>(total);
-      }
-      store_array(rounded, channels, static_cast<P*>(gradient));
+      for_vectors(0, channels, [&](int64_t c, int64_t count) NORMEXT_INLINE {
+        Doubles total{};
+        for (int64_t part = 0; part < groups_.parts(); ++part)
+          total += load(totals_[array] + part * channels + c, count);
+        Vector<P> rounded;
+        narrow(total, rounded);
+        store(static_cast<P*>(gradient) + c, rounded, count);
+      });
     }
   }
 

@@ -77,6 +77,27 @@ struct NoSums {
   NoSteps run(int64_t, int64_t, int64_t) const { return {}; }
 };
 
+// map_planes() where every plane is whole lines, which are all the same then: short planes are hardly more than the
+// questions where lines begin and end. (float32, 8 x 8: 0.6 of the time.)
+template <class Map, class Inputs, class T, class Streams>
+NORMEXT_INLINE inline void map_whole_lines(const Map& map, const Inputs& inputs, T* out, const PlaneBlock& block,
+                                           const Scalar<T>* const (&coefficients)[Map::kCoefficients], Streams streams,
+                                           int64_t ahead) {
+  block.for_runs([&](int64_t channel, int64_t begin, int64_t end, int64_t) NORMEXT_INLINE {
+    Vector<T> k[Map::kCoefficients];
+    for (int i = 0; i < Map::kCoefficients; ++i) k[i] = broadcast(coefficients[i][channel]);
+    const auto apply = [&](int64_t at, int64_t count) NORMEXT_INLINE {
+      Vector<T> x[Map::kInputs];
+      inputs(at, count, x);
+      return map.apply(x, k);
+    };
+    for (int64_t at = begin; at < end; at += kLineVectors<T> * kLanes) {
+      if (ahead) inputs.prefetch(at + ahead);
+      map_line(streams, out, at, apply);
+    }
+  });
+}
+
 // out = map.apply(in, coefficients), element by element. If `ahead` is not 0, it asks for what lies so many elements
 // ahead. `next_sums`, NextSums or NoSums, go along with it. A line that two runs share is written once, with the
 // coefficients of both. `streams` as in map_vectors.
@@ -85,6 +106,9 @@ template <class Map, class Inputs, class T, class Streams, class Next>
                                   const Scalar<T>* const (&coefficients)[Map::kCoefficients], Streams streams,
                                   int64_t ahead, const Next& next_sums) {
   constexpr int64_t kLine = kLineVectors<T> * kLanes;
+  if constexpr (std::is_same_v<Next, NoSums>)
+    if (block.pieces == 1 && block.plane % kLine == 0 && before_line(out) == 0)
+      return map_whole_lines(map, inputs, out, block, coefficients, streams, ahead);
   const auto ask_ahead = [&](int64_t at) NORMEXT_INLINE {
     if (ahead) inputs.prefetch(at + ahead);
   };
