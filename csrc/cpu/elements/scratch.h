@@ -8,7 +8,8 @@ namespace normext::cpu::NORMEXT_ISA {
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) : data_(static_cast<T*>(::operator new(count * sizeof(T), kAlignment))) {}
+  explicit Scratch(int64_t count)
+      : data_(count == 0 ? nullptr : static_cast<T*>(::operator new(count * sizeof(T), kAlignment))) {}
   ~Scratch() { ::operator delete(data_, kAlignment); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
