@@ -69,7 +69,7 @@ class BackwardWork {
     Wide(const BackwardWork& work, int64_t most)
         : op_(work.op_),
           numbers_(work.is_wide_ ? 2 * most * op_.columns : 0),
-          gradients_(numbers_ + most * op_.columns) {}
+          gradients_(work.is_wide_ ? numbers_ + most * op_.columns : nullptr) {}
 
     void widen(const Rows& rows, int64_t begin, int64_t end) const {
       with_type<X>(op_.dtype, [&]<class D>(Type<D>) {
